@@ -1,0 +1,79 @@
+"""Attention from what the model handed to its kernel: pattern, z and entropy, in float32.
+
+Free functions on arrays; where the arrays come from is the business of ``taps`` and ``engine``.
+The model's fused kernel never shows its weights, so they are computed again from q and k as the
+kernel received them: after RoPE and q/k norms, with the model's own scale, mask and sinks.
+"""
+
+from typing import Any, NamedTuple
+
+from mlxroles.backend import mx
+from mlxroles.taps import AttentionCall
+
+
+class Pattern(NamedTuple):
+    """Attention weights [batch, head, query, key] and the share that sinks take, or None.
+
+    Rows sum to 1, less the sink's share [batch, head, query, 1] where the model has sinks.
+    """
+
+    weights: mx.array
+    sink: mx.array | None
+
+
+def plain(array: Any, cache: Any) -> mx.array:
+    """Keys or values as one float array; those of a quantised cache come as packed triples."""
+    if isinstance(array, (tuple, list)):
+        return mx.dequantize(*array, group_size=cache.group_size, bits=cache.bits)
+    return array
+
+
+def pattern(call: AttentionCall) -> Pattern:
+    """Softmax of scale * q k^T under the call's mask; grouped kv heads are shared, not copied."""
+    q = call.q.astype(mx.float32) * call.scale
+    k = plain(call.k, call.cache).astype(mx.float32)
+    batch, heads, queries, d = q.shape
+    kv_heads, keys = k.shape[1], k.shape[2]
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads, queries, d)
+    scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, queries, keys)
+    scores = masked(scores, call.mask)
+    if call.sinks is None:
+        return Pattern(mx.softmax(scores, axis=-1, precise=True), None)
+    sinks = call.sinks.astype(mx.float32)[None, :, None, None]
+    column = mx.broadcast_to(sinks, (batch, heads, queries, 1))
+    rows = mx.softmax(mx.concatenate([scores, column], axis=-1), axis=-1, precise=True)
+    return Pattern(rows[..., :-1], rows[..., -1:])
+
+
+def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
+    """Scores under a mask of any of MLX's kinds: None, "causal" (lower right), bool or additive.
+
+    Hidden scores become the smallest finite number and not -inf, so that a row that sees no key
+    at all (left padding) stays finite.
+    """
+    queries, keys = scores.shape[-2:]
+    if mask is None:
+        return scores
+    if isinstance(mask, str):
+        mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)[None]
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, scores, mx.finfo(mx.float32).min)
+    return scores + mask.astype(mx.float32)
+
+
+def z_from(weights: mx.array, v: mx.array) -> mx.array:
+    """Weighted values [batch, head, query, d] of every head, float32."""
+    batch, heads, queries, keys = weights.shape
+    kv_heads = v.shape[1]
+    grouped = weights.reshape(batch, kv_heads, heads // kv_heads, queries, keys)
+    z = grouped @ v.astype(mx.float32)[:, :, None]
+    return z.reshape(batch, heads, queries, -1)
+
+
+def entropy(weights: mx.array) -> mx.array:
+    """-sum p ln p over keys, in nats [batch, head, query]; 0 ln 0 is 0.
+
+    Where the model has sinks the sum runs over the real keys only, with their weights as they are.
+    """
+    logs = mx.log(mx.where(weights > 0, weights, 1.0))
+    return mx.maximum(-(weights * logs).sum(axis=-1), 0.0)

@@ -1,0 +1,126 @@
+"""The command line: parses, calls one function, prints what it returns.
+
+Each command lives in a module of its own that is imported when the command is called, and every
+heavy import of such a module stands inside the command's body: ``--help`` and the commands that
+need no model answer at once. This module translates what a command raises into one line on
+standard error and an exit status:
+
+    0 done   1 error   2 usage   3 finished with failed cells   4 run folder locked
+    5 integrity failure   130 interrupted   141 the reader of the output went away
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from mlxroles import __version__
+from mlxroles.errors import MlxrolesError
+from mlxroles.text import did_you_mean, safe_text
+
+COMMANDS = {
+    "patch": "Which layers carry the difference between base and instruct.",
+    "probe": "What a model is about to say: the measures alone.",
+    "capture": "Write the activations of prompts to HDF5.",
+    "models": "Show, check and download models.",
+}
+"""Name and one line for every command; ``mlxroles.cli.<name>`` holds it as ``command``."""
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of :data:`COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        return import_module(f"mlxroles.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments name, or a usage error with the nearest right one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            shown = safe_text(name, limit=80)
+            ctx.fail(f"no command {shown!r}{did_you_mean(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands from :data:`COMMANDS`, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"mlxroles {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def group() -> None:
+    """Find out which layers and heads of a language model carry what it decides.
+
+    \b
+    Examples:
+      mlxroles patch --pair tiny
+      mlxroles patch --pair llama8b --layers 25-31
+      mlxroles models list
+    """  # noqa: D301  (click reads the backspace character itself)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """The exit status of one command line; results and messages are printed on the way."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        # Not group.main(): it ends the process by itself when the reader of the output goes away.
+        with group.make_context("mlxroles", arguments) as ctx:
+            result = group.invoke(ctx)
+        sys.stdout.flush()
+    except MlxrolesError as error:
+        return _failed(error)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: MlxrolesError) -> int:
+    lines = [str(error), *getattr(error, "__notes__", [])]
+    # One line, whatever the message quotes: safe_text turns a line break into a visible \n.
+    click.echo("error: " + "; ".join(safe_text(line) for line in lines), err=True)
+    return error.exit_code
+
+
+def main() -> None:
+    """Entry point of the ``mlxroles`` program."""
+    if "_MLXROLES_COMPLETE" in os.environ:
+        group.main(prog_name="mlxroles")  # a shell asks for completions; click answers and exits
+    sys.exit(run())

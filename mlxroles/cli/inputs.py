@@ -1,0 +1,104 @@
+"""Options for what goes into a model and what is measured on what comes out."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from mlxroles.errors import PromptError
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def prompt_options(command: Command) -> Command:
+    """Adds ``--prompt`` and ``--prompt-ids``; see :func:`chosen_prompts`."""
+    command = click.option(
+        "--prompt-ids",
+        "prompt_ids",
+        metavar="FILE.npy|1,2,3",
+        help="Token ids instead of text; one row of a .npy file per prompt.",
+    )(command)
+    return click.option(
+        "--prompt",
+        "prompts",
+        multiple=True,
+        metavar="TEXT|FILE|NAME",
+        help="A text, a file (.txt .json .toml .csv: a prompt, a conversation or a set) or a "
+        "packaged name. May be given several times.  [default: notepad]",
+    )(command)
+
+
+def measured_options(command: Command) -> Command:
+    """Adds ``--tokens`` and ``--token-ids``."""
+    command = click.option(
+        "--token-ids",
+        "token_ids",
+        metavar="A,B",
+        callback=_numbers,
+        help="Ids whose probability is measured as the next token.",
+    )(command)
+    return click.option(
+        "--tokens",
+        "strings",
+        multiple=True,
+        metavar="STRING",
+        help="String whose probability is measured, the headline first. May be given several "
+        "times.  [default: those of the prompt]",
+    )(command)
+
+
+def model_options(command: Command) -> Command:
+    """Adds what concerns loading: residency, windows, remote code."""
+    command = click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that a model folder brings along.",
+    )(command)
+    command = click.option(
+        "--allow-window-mismatch",
+        is_flag=True,
+        help="Go on with a prompt longer than a sliding window that mlx_lm ignores.",
+    )(command)
+    return click.option(
+        "--resident",
+        type=click.IntRange(1, 2),
+        help="Models in memory at once.  [default: 2 if they fit]",
+    )(command)
+
+
+def chosen_prompts(given: dict[str, Any]) -> list[Any]:
+    """The prompts that the options name, in order; empty where none was named.
+
+    Raises:
+        PromptError: a file or name cannot be read, or two prompts have one id.
+    """
+    from mlxroles.prompts import load_ids, load_prompts, parse_ids
+
+    found = [p for source in given["prompts"] for p in load_prompts(source)]
+    ids = given.get("prompt_ids")
+    if ids is not None:
+        is_list = ids.replace(",", "").replace(" ", "").replace("-", "").isdigit()
+        found += parse_ids(ids) if is_list else load_ids(ids)
+    return _distinct(found)
+
+
+def _distinct(prompts: list[Any]) -> list[Any]:
+    """Prompts of several sources, numbered where they have no id of their own."""
+    from dataclasses import replace
+
+    ids = [p.id for p in prompts]
+    if len(set(ids)) == len(ids):
+        return prompts
+    if all(p.text is not None or p.ids is not None for p in prompts):
+        return [replace(p, id=f"p{n:03d}") for n, p in enumerate(prompts)]
+    twice = next(i for i in ids if ids.count(i) > 1)
+    raise PromptError(f"two prompts have the id {twice!r}; give every prompt an id of its own")
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of token ids such as 508 or 5,6") from None

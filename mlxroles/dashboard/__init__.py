@@ -1,0 +1,11 @@
+"""What a run looks like in a terminal: the live view, plain lines, tables and a picture of it.
+
+Everything here reads events or a finished document; nothing computes or stores.
+"""
+
+from mlxroles.dashboard.picture import svg
+from mlxroles.dashboard.progress import Progress
+from mlxroles.dashboard.tables import final_table, probe_table
+from mlxroles.dashboard.watch import Mode, watch
+
+__all__ = ["Mode", "Progress", "final_table", "probe_table", "svg", "watch"]

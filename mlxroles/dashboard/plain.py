@@ -1,0 +1,92 @@
+"""A run as plain lines without escape codes, for logs, pipes and simple terminals."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlxroles import documents
+from mlxroles.dashboard.progress import Progress
+from mlxroles.events import CellDone, CellFailed, Event, Note, RunFinished, RunStarted, Stage
+from mlxroles.text import format_number, format_seconds, safe_text
+
+_LINES_PER_RUN = 20
+_SILENCE_SECONDS = 60.0
+
+Write = Callable[[str], None]
+
+
+class PlainLines:
+    """Writes one line per stage, note and failure, and one per several cells or 60 seconds."""
+
+    def __init__(self, progress: Progress, write: Write, *, quiet: bool = False) -> None:
+        """Writes through ``write``; ``quiet`` leaves only failures and an interrupt."""
+        self.progress = progress
+        self.write = write
+        self.quiet = quiet
+        self._since = 0
+        self._last = progress.clock()
+
+    def __call__(self, event: Event) -> None:
+        """Takes in the event and writes the line that it is worth, if any."""
+        self.progress.fold(event)
+        line = self._line(event)
+        is_trouble = isinstance(event, CellFailed) or (
+            isinstance(event, RunFinished) and event.interrupted is not None
+        )
+        if line and (is_trouble or not self.quiet):
+            self.write(line)
+
+    def _line(self, event: Event) -> str:
+        match event:
+            case RunStarted(title, folder, cells, done):
+                earlier = f", {done} stored earlier" if done else ""
+                where = f" in {safe_text(folder)}" if folder else ""
+                return f"{safe_text(title)}: {len(cells)} cells{earlier}{where}"
+            case Stage(text) | Note(text):
+                return safe_text(text)
+            case CellFailed(cell, error):
+                return f"failed {safe_text(cell.id)}: {safe_text(error)}"
+            case CellDone():
+                return self._cell_line(event)
+            case RunFinished(done, failed, seconds, interrupted):
+                state = f"interrupted by {safe_text(interrupted)}" if interrupted else "finished"
+                trouble = f", {failed} failed" if failed else ""
+                return f"{state}: {done} cells in {format_seconds(seconds)}{trouble}"
+
+    def _cell_line(self, event: CellDone) -> str:
+        progress = self.progress
+        self._since += 1
+        now = progress.clock()
+        every = max(math.ceil(progress.total / _LINES_PER_RUN), 1)
+        is_last = progress.settled == progress.total
+        if self._since < every and now - self._last < _SILENCE_SECONDS and not is_last:
+            return ""
+        self._since, self._last = 0, now
+        return "  ".join([self._counter(), *self._facts(event)])
+
+    def _counter(self) -> str:
+        total = str(self.progress.total)
+        return f"[{str(self.progress.settled).rjust(len(total))}/{total}]"
+
+    def _facts(self, event: CellDone) -> list[str]:
+        progress = self.progress
+        facts = [safe_text(event.cell.id)]
+        value = documents.number(event.values, progress.value)
+        if not math.isnan(value) or progress.value in event.values:
+            shown = format_number(value, missing="nan")
+            facts.append(f"P {shown}{self._effect(event.cell.coords, value)}")
+        if event.restored:
+            facts.append("stored earlier")
+        speed = progress.tokens_per_second
+        if speed is not None and not event.restored:
+            facts.append(f"{speed:,.0f} tokens/s")
+        remaining = progress.remaining_seconds
+        if remaining:
+            facts.append(f"ETA {format_seconds(remaining)}")
+        return facts
+
+    def _effect(self, coords: Mapping[str, Any], value: float) -> str:
+        if coords.get("direction") is None:
+            return ""
+        effect = value - self.progress.baseline(str(coords["direction"]))
+        return "" if math.isnan(effect) else f" ({format_number(effect, '+.3f')})"

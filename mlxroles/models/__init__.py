@@ -1,0 +1,1 @@
+"""Models: finding, loading, checking and running any architecture of mlx_lm."""

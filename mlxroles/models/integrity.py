@@ -1,0 +1,101 @@
+"""Are the weights what they should be? Hashes of the files, and one scan for impossible numbers.
+
+A flipped bit or a NaN loads without a word and shows only as wrong results. Both answers are kept
+in the user's cache under the files' hash, so that a model pays once.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlxroles import cache
+from mlxroles.backend import mx
+from mlxroles.errors import ModelError
+from mlxroles.snapshots import weight_files
+
+LARGEST_WEIGHT = 1e4
+"""Weights above this are taken for damage: trained language models stay far below it."""
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; known without reading for a blob of the Hub's cache, else remembered."""
+    real = path.resolve()
+    if SHA256.fullmatch(real.name):
+        return real.name
+    stat = real.stat()
+    key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+    known = cache.read("hashes").get(key)
+    if isinstance(known, str) and SHA256.fullmatch(known):
+        return known
+    with real.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache.remember("hashes", key, digest)
+    return digest
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of everything in a model folder that changes its numbers, by file name."""
+    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    files = [*weight_files(folder), *(folder / n for n in names if (folder / n).is_file())]
+    return {f.name: file_hash(f) for f in sorted(files)}
+
+
+def combined(parts: Iterable[str]) -> str:
+    """One hash of several, in the order given."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def scan(folder: Path) -> None:
+    """Refuses weights that hold NaN, infinities or absurd magnitudes.
+
+    Raises:
+        ModelError: naming the file, the tensor and what was found in it.
+    """
+    for file in weight_files(folder):
+        key = f"{file_hash(file)}:{LARGEST_WEIGHT:g}"
+        found = cache.read("scans").get(key)
+        if not isinstance(found, list):
+            found = [f"{name}: {what}" for name, what in _damage(file)]
+            cache.remember("scans", key, found)
+        if found:
+            more = f" (and {len(found) - 1} more tensors)" if len(found) > 1 else ""
+            raise ModelError(
+                f"{file}: {found[0]}{more}; the file is damaged or the training diverged: "
+                "download it again"
+            )
+
+
+def load_tensors(file: Path) -> dict[str, mx.array]:
+    """Tensors of a safetensors file, not yet read from disk.
+
+    Raises:
+        ModelError: the file is not a whole safetensors file.
+    """
+    try:
+        tensors: Any = mx.load(str(file))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{file}: not a readable safetensors file ({reason}); download it again"
+        ) from error
+    return tensors
+
+
+def _damage(file: Path) -> list[tuple[str, str]]:
+    """Tensors of a file that hold impossible numbers, and what was found in each."""
+    damaged = []
+    for name, tensor in load_tensors(file).items():
+        if not mx.issubdtype(tensor.dtype, mx.floating) or tensor.size == 0:
+            continue
+        largest = mx.abs(tensor).max()
+        bad = (~mx.isfinite(tensor)).sum()
+        mx.eval(largest, bad)
+        if bad.item():
+            damaged.append((name, f"{bad.item()} of {tensor.size} values are NaN or infinite"))
+        elif largest.item() > LARGEST_WEIGHT:
+            damaged.append((name, f"a weight of magnitude {largest.item():.3g}"))
+    return damaged

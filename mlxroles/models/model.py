@@ -1,0 +1,250 @@
+"""A loaded model: its sizes, one forward under keeps and edits, embedding, unembedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxroles.anatomy import examine
+from mlxroles.backend import mx, nn
+from mlxroles.edits import Edit
+from mlxroles.errors import ModelError, PromptError
+from mlxroles.forward import Network, Prefix, Run, Start, forward
+from mlxroles.models import weights
+
+Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | mx.array
+
+
+@dataclass(eq=False)
+class Model:
+    """Any mlx_lm model, run layer by layer; made by ``load`` from a folder or by ``wrap``.
+
+    Layers, heads and positions count from 0; ``layer=7`` means block 7, whose output is its
+    ``resid_post``.
+    """
+
+    module: nn.Module
+    config: dict[str, Any]
+    name: str = "model"
+    path: Path | None = None
+    repairs: tuple[str, ...] = ()
+    """What mlx_lm would have read wrongly from the config, and was put right."""
+    warnings: tuple[str, ...] = ()
+    longest: int | None = None
+    """Longest prompt for which mlx_lm computes what the config says; None without a limit."""
+    longest_reason: str = ""
+    network: Network = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = Network(self.module, examine(self.module))
+
+    @property
+    def architecture(self) -> str:
+        """Name of the mlx_lm model file."""
+        return self.network.architecture
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.network.layers)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of the first block with attention; 0 for a model without."""
+        return next((b.heads for b in self.network.anatomy.blocks if b.heads), 0)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key-value heads of the first block with attention."""
+        return next((b.kv_heads for b in self.network.anatomy.blocks if b.heads), 0)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's output z."""
+        return next((b.d_head for b in self.network.anatomy.blocks if b.heads), 0)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.network.anatomy.d_model
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids that may be asked for: the width of the logits."""
+        return self.network.anatomy.vocab
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the residual stream."""
+        run = forward(self.network, mx.array([[0]]), keep=["resid_pre"], layers=[0], logits=False)
+        return run["resid_pre", 0].dtype
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer (transformers' class), or None where it has no tokenizer files."""
+        if self.path is None or not any(
+            (self.path / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")
+        ):
+            return None
+        from mlxroles.models.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    # --- running ------------------------------------------------------------------------------
+
+    def run(  # noqa: PLR0913  (one keyword per thing a forward can be asked)
+        self,
+        tokens: Tokens,
+        keep: Sequence[str] = (),
+        edits: Sequence[Edit] = (),
+        positions: Sequence[int] | str | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        start: Start | None = None,
+        prefix: Sequence[Prefix] | None = None,
+        logits: bool = True,
+    ) -> Run:
+        """Runs the model and returns what was asked for.
+
+        Args:
+            tokens: Ids of one prompt, or of several: prompts of different lengths are padded on
+                the right, and what lies beyond a prompt's end means nothing.
+            keep: Sites to keep, of ``edits.SITES``, in the layouts given there.
+            edits: Interventions.
+            positions: Where logits are read: a list of positions (negative ones count from the
+                end), ``"last"`` for the last token of each prompt, None for all.
+            layers: Layers at which sites are kept; None for all.
+            start: Begin at a layer from a residual stream.
+            prefix: From ``prefix``: keys and values of what comes before ``tokens``.
+            logits: Whether logits are wanted.
+
+        Raises:
+            PromptError: an empty prompt, an id outside the vocabulary or too long a prompt.
+            ModelError: a site that cannot be captured from this architecture.
+            ValueError: a layer, head or position that does not exist.
+        """
+        rows = as_rows(tokens)
+        self.check_tokens(rows, after=prefix[0].offset if prefix else 0)
+        padded, lengths = pad(rows)
+        if prefix is not None and not self.network.anatomy.plain_cache:
+            raise ModelError(f"{self.architecture} has no plain key-value cache to put a prefix in")
+        return forward(
+            self.network,
+            padded,
+            keep=keep,
+            layers=layers,
+            edits=edits,
+            start=start,
+            read=_read(positions, lengths),
+            prefix=prefix,
+            logits=logits,
+        )
+
+    def prefix(self, tokens: Tokens, edits: Sequence[Edit] = ()) -> list[Prefix]:
+        """Keys and values of every layer for one prompt, to run continuations of it from.
+
+        Raises:
+            ModelError: the architecture keeps more than plain keys and values.
+        """
+        if not self.network.anatomy.plain_cache:
+            raise ModelError(f"{self.architecture} has no plain key-value cache to put a prefix in")
+        run = self.run(tokens, keep=["k", "v"], edits=edits, logits=False)
+        return [
+            Prefix(run["k", i].swapaxes(1, 2), run["v", i].swapaxes(1, 2))
+            for i in range(self.n_layers)
+        ]
+
+    def embed(self, tokens: Tokens) -> mx.array:
+        """The stream that enters block 0 [batch, position, d_model], scaled as the model does."""
+        return self.run(tokens, keep=["resid_pre"], layers=[0], logits=False)["resid_pre", 0]
+
+    def unembed(self, h: mx.array) -> mx.array:
+        """Logits of a final residual stream [batch, position, d_model]: norm, head and soft-cap."""
+        n = self.n_layers
+        tokens = mx.zeros(h.shape[:2], dtype=mx.int32)
+        if self.network.anatomy.resumable:
+            out = forward(self.network, tokens, start=Start(n, h)).logits
+        else:
+            out = forward(self.network, tokens, edits=[Edit("resid_post", n - 1, h)]).logits
+        assert out is not None
+        return out
+
+    def check_tokens(self, rows: Sequence[Sequence[int]], after: int = 0) -> None:
+        """Refuses prompts that the model would answer with nonsense instead of an error.
+
+        Raises:
+            PromptError: naming the id or length that was found and the one that is possible.
+        """
+        vocab = min(self.vocab, int(self._text_config.get("vocab_size", self.vocab)) or self.vocab)
+        for row in rows:
+            if not len(row):
+                raise PromptError("a prompt has no tokens; give at least one")
+            low, high = min(row), max(row)
+            if low < 0 or high >= vocab:
+                bad = low if low < 0 else high
+                raise PromptError(f"token id {bad} is outside 0..{vocab - 1} of {self.name}")
+            if self.longest is not None and len(row) + after > self.longest:
+                raise PromptError(
+                    f"a prompt has {len(row) + after} tokens, but mlx_lm computes {self.name} as "
+                    f"its config says only up to {self.longest} ({self.longest_reason}); "
+                    "shorten it, or pass --allow-window-mismatch to go on"
+                )
+
+    @property
+    def _text_config(self) -> dict[str, Any]:
+        text = self.config.get("text_config")
+        return text if isinstance(text, dict) else self.config
+
+    # --- weights per head ---------------------------------------------------------------------
+
+    def W_Q(self, layer: int) -> mx.array:  # noqa: N802  (the field's name)
+        """Query weights [head, d_model, d_head] of a layer, dequantised to float32."""
+        return weights.projection(self.network, layer, "q")
+
+    def W_K(self, layer: int) -> mx.array:  # noqa: N802
+        """Key weights [kv_head, d_model, d_head]; head h uses kv head h // (n_heads / n_kv_heads)."""
+        return weights.projection(self.network, layer, "k")
+
+    def W_V(self, layer: int) -> mx.array:  # noqa: N802
+        """Value weights [kv_head, d_model, d_head] of a layer, dequantised to float32."""
+        return weights.projection(self.network, layer, "v")
+
+    def W_O(self, layer: int) -> mx.array:  # noqa: N802
+        """Output weights [head, d_head, d_model] of a layer, dequantised to float32."""
+        return weights.output(self.network, layer)
+
+
+def as_rows(tokens: Tokens) -> list[list[int]]:
+    """Token ids of one or several prompts as a list of lists of int."""
+    if isinstance(tokens, (np.ndarray, mx.array)):
+        tokens = tokens.tolist()  # ty: ignore[invalid-assignment]
+    rows: Any = list(tokens)
+    if rows and not isinstance(rows[0], (list, tuple, np.ndarray, mx.array)):
+        rows = [rows]
+    return [[int(t) for t in row] for row in rows] or [[]]
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
+    """Rows as one array [batch, position], padded on the right with id 0, and their lengths."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    return mx.array([[*row, *[0] * (longest - len(row))] for row in rows]), lengths
+
+
+def _read(positions: Sequence[int] | str | None, lengths: list[int]) -> Any:
+    """What ``forward`` calls ``read``: None, one list for all rows, or an array [batch, n]."""
+    if positions is None:
+        return None
+    wanted = [-1] if positions == "last" else positions
+    if isinstance(wanted, str):
+        raise ValueError(f"positions {positions!r} is neither a list nor 'last'")
+    table = []
+    for length in lengths:
+        for p in wanted:
+            if not -length <= p < length:
+                raise ValueError(f"position {p} is outside 0..{length - 1}")
+        table.append([p % length for p in wanted])
+    return table[0] if all(row == table[0] for row in table) else mx.array(table)

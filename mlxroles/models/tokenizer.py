@@ -1,0 +1,23 @@
+"""The tokenizer of a model folder: transformers' own, never running code from the folder."""
+
+from pathlib import Path
+from typing import Any
+
+from mlxroles.errors import ModelError
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Tokenizer of a local folder; nothing is downloaded and no remote code runs.
+
+    Raises:
+        ModelError: the files are there but make no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from error

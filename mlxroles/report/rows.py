@@ -1,0 +1,168 @@
+"""The numbers of a patch document as rows of strings, the same for every kind of report."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mlxroles import documents
+from mlxroles.text import format_number, safe_text, show_token
+
+_MOST_PARTS = 40
+
+
+class Grid(NamedTuple):
+    """A table: a title, the head and the rows, all as text that is safe to show."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def facts(doc: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run was: pair, models' layers, site, prompts, versions."""
+    prompts = doc.get("prompts") or []
+    named = ", ".join(safe_text(str(prompt.get("id")), limit=40) for prompt in prompts[:8])
+    more = f" and {len(prompts) - 8} more" if len(prompts) > 8 else ""
+    tested = documents.layers(doc)
+    count = f"{len(tested)} of {doc.get('n_layers')}"
+    versions = doc.get("versions") or {}
+    found = [
+        ("pair", _text(doc.get("display") or doc.get("pair"))),
+        ("measured string", _text(doc.get("headline"))),
+        ("site", f"{_text(doc.get('site'))}, positions {_text(doc.get('positions'))}"),
+        ("layers tested", f"{_ranges(tested)} ({count})"),
+        ("prompts", f"{named}{more}"),
+        ("tokens", _text(doc.get("n_tokens_per_prompt") or doc.get("n_tokens"))),
+        ("run", _text(doc.get("run_id"))),
+        ("made", _text(doc.get("timestamp"))),
+        ("versions", ", ".join(f"{_text(key)} {_text(versions[key])}" for key in versions)),
+    ]
+    return [(name, value) for name, value in found if value not in ("", "–")]
+
+
+def baselines(doc: Mapping[str, Any]) -> Grid:
+    """The unpatched models."""
+    head = ["model", "P", "P first", "P chain", "log-odds", "rank", "entropy", "likeliest tokens"]
+    rows = []
+    for model in ("base", "instruct"):
+        values = documents.baseline(doc, model)
+        rows.append(
+            [
+                model,
+                _with_interval(values, "tool_call_prob", ".3f"),
+                _number(values, "p_first_token", ".3f"),
+                _number(values, "p_chain", ".3f"),
+                _with_interval(values, "log_odds", "+.2f"),
+                _number(values, "rank", ".0f"),
+                _number(values, "entropy", ".2f"),
+                _top(values),
+            ]
+        )
+    return Grid("Unpatched models", head, rows)
+
+
+def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
+    """One direction: a row per layer, or the largest of its heads or positions."""
+    title = f"{documents.donor(direction)} into {documents.recipient(direction)}"
+    for axis in ("by_head", "by_position"):
+        if any(documents.parts(doc, direction, axis)):
+            return _part_grid(doc, direction, axis, title)
+    names = documents.controls(doc)
+    head = [
+        "layer",
+        "P",
+        "effect",
+        "R",
+        "increment",
+        "KL",
+        *(f"R, {_name(name)}" for name in names),
+    ]
+    head.append("likeliest token")
+    found = documents.finding(doc, direction)
+    by_control = {name: documents.cells(doc, direction, name) for name in names}
+    rows = []
+    for layer, values in documents.cells(doc, direction).items():
+        marks = [" ◆"] * (layer == found.peak_layer) + [" ½"] * (layer == found.half_layer)
+        rows.append(
+            [
+                f"{layer}{''.join(marks)}",
+                _with_interval(values, "tool_call_prob", ".3f"),
+                _effect(values),
+                _with_interval(values, "recovery", ".2f"),
+                _number(values, "increment", "+.2f"),
+                _number(values, "kl", ".3f"),
+                *(_number(by_control[name].get(layer), "recovery", ".2f") for name in names),
+                _top(values, count=1),
+            ]
+        )
+    return Grid(title, head, rows)
+
+
+def _part_grid(doc: Mapping[str, Any], direction: str, axis: str, title: str) -> Grid:
+    what = axis.removeprefix("by_")
+    found = list(documents.parts(doc, direction, axis))
+    found.sort(key=lambda row: -_size(row[2]))
+    rows = [
+        [
+            str(layer),
+            str(part),
+            _with_interval(values, "tool_call_prob", ".3f"),
+            _effect(values),
+            _with_interval(values, "recovery", ".2f"),
+            _number(values, "kl", ".3f"),
+            _top(values, count=1),
+        ]
+        for layer, part, values in found[:_MOST_PARTS]
+    ]
+    if len(found) > _MOST_PARTS:
+        title += f" (the {_MOST_PARTS} largest effects of {len(found)})"
+    return Grid(title, ["layer", what, "P", "effect", "R", "KL", "likeliest token"], rows)
+
+
+def _size(values: Mapping[str, Any]) -> float:
+    effect = documents.number(values, "effect")
+    return -1.0 if math.isnan(effect) else abs(effect)
+
+
+def _effect(values: Mapping[str, Any]) -> str:
+    is_marked = abs(documents.number(values, "effect")) > documents.MARKED_EFFECT
+    return _with_interval(values, "effect", "+.3f") + " ***" * is_marked
+
+
+def _number(values: Mapping[str, Any] | None, name: str, form: str) -> str:
+    return format_number(documents.number(values, name), form)
+
+
+def _with_interval(values: Mapping[str, Any], name: str, form: str) -> str:
+    bounds = documents.interval(values, name)
+    text = _number(values, name, form)
+    return text if bounds is None else f"{text} [{bounds[0]:{form}}, {bounds[1]:{form}}]"
+
+
+def _top(values: Mapping[str, Any], count: int = 3) -> str:
+    return ", ".join(
+        f"{show_token(entry.get('token'), limit=24)} {_number(entry, 'prob', '.3f')}"
+        for entry in (values.get("top5") or [])[:count]
+    )
+
+
+def _ranges(layers: list[int]) -> str:
+    """The layers as ``0-5`` or ``0-2, 7``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        shown = ", ".join(_text(each) for each in value[:8])
+        return shown + (", …" if len(value) > 8 else "")
+    return "–" if value is None else safe_text(str(value), limit=120)
+
+
+def _name(control: str) -> str:
+    return safe_text(control, limit=40).replace("_", " ")

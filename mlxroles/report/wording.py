@@ -1,0 +1,167 @@
+"""The finding of a patch run in plain words, with its uncertainty and what speaks against it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxroles import documents
+from mlxroles.documents import Finding
+from mlxroles.text import safe_text
+
+_PLACES = {
+    "resid_pre": ("residual stream", "the input of layer {}"),
+    "resid_mid": ("residual stream", "the middle of layer {} (after attention)"),
+    "resid_post": ("residual stream", "the output of layer {}"),
+    "attn_out": ("attention output", "layer {}"),
+    "mlp_out": ("MLP output", "layer {}"),
+    "z": ("head outputs", "layer {}"),
+}
+"""What a site is called, and how one of its layers is."""
+
+
+def sentence(doc: Mapping[str, Any]) -> str:
+    """What the run found, one to two sentences per direction and one on how far to trust it."""
+    found = [documents.finding(doc, direction) for direction in documents.directions(doc)]
+    if not found:
+        return "No layer was measured."
+    if all(each.nothing_to_recover for each in found):
+        return _nothing(doc)
+    parts = [_direction(doc, each) for each in found]
+    trust = " ".join(part for part in (_scope(doc), _failed(doc)) if part)
+    return " ".join([*parts, trust]).strip()
+
+
+def caution(doc: Mapping[str, Any]) -> str:
+    """What a reader must know about this kind of patch, or an empty string."""
+    if doc.get("site") != "resid_post" or doc.get("positions") != "all":
+        return ""
+    return (
+        "A patch of the whole residual stream replaces everything the recipient has computed so "
+        "far, so recovery tends to 1 at the last layer by construction: read the first layer that "
+        "restores half and the increments rather than the largest effect."
+    )
+
+
+def headline(doc: Mapping[str, Any]) -> str:
+    """The measured string, safe to show."""
+    return safe_text(str(doc.get("headline") or "the headline string"), limit=60)
+
+
+def _nothing(doc: Mapping[str, Any]) -> str:
+    levels = [documents.number(documents.baseline(doc, model), "log_odds") for model in _MODELS]
+    if any(level != level for level in levels):  # NaN
+        return "Recovery is undefined: a baseline has no number."
+    return (
+        f"There is nothing to recover: unpatched, base and instruct already agree on "
+        f"{headline(doc)} (log-odds {levels[0]:+.2f} and {levels[1]:+.2f} nats)."
+    )
+
+
+_MODELS = ("base", "instruct")
+
+
+def _direction(doc: Mapping[str, Any], found: Finding) -> str:
+    what, where = _PLACES.get(str(doc.get("site")), (safe_text(str(doc.get("site"))), "layer {}"))
+    giver, target = documents.donor(found.direction), documents.recipient(found.direction)
+    start = f"Patching {giver}'s {what} into {target}"
+    layer = found.deciding_layer
+    if layer is None:
+        return _parts(doc, found, start)
+    share = _share(doc, found.direction, layer)
+    place = where.format(layer)
+    goal = "the tool decision" if "tool" in headline(doc) else f"the decision for {headline(doc)}"
+    verb = "restores" if found.gap > 0 else "removes"
+    if found.half_layer is None:
+        text = f"{start} never {verb} half of {goal}: the most is {share} at {place}"
+    else:
+        text = f"{start} first {verb} half of {goal} at {place} of {_tested(doc)} ({share})"
+    return f"{text}{_controls(doc, found)}{_edge(doc, found)}"
+
+
+def _edge(doc: Mapping[str, Any], found: Finding) -> str:
+    """Full stop, and that the interval does not settle the layer where that is so."""
+    layer = found.half_layer
+    if layer is None:
+        return "."
+    bounds = documents.interval(documents.cells(doc, found.direction)[layer], "recovery")
+    if bounds is not None and bounds[0] < documents.HALF:
+        return "; the interval reaches below one half, so the layer is not settled."
+    return "."
+
+
+def _controls(doc: Mapping[str, Any], found: Finding) -> str:
+    names = documents.controls(doc)
+    if not names:
+        return "; no controls were run"
+    if found.matched_by is not None:
+        name, share = found.matched_by
+        return (
+            f", but the control '{_name(name)}' recovers as much there (R = {share:.2f}): "
+            "the effect is not specific to this patch"
+        )
+    if found.strongest_control is None:
+        return "; the controls have no numbers"
+    name, _, share = found.strongest_control
+    which = "the control reaches" if len(names) == 1 else "the controls reach"
+    return f"; up to there {which} at most R = {share:.2f} ({_name(name)})"
+
+
+def _parts(doc: Mapping[str, Any], found: Finding, start: str) -> str:
+    """For runs over heads or positions: the single part with the largest recovery or effect."""
+    for axis in ("by_head", "by_position"):
+        for name, letter in (("recovery", "R"), ("effect", "effect")):
+            best = max(
+                (
+                    (abs(number), layer, part, number)
+                    for layer, part, values in documents.parts(doc, found.direction, axis)
+                    if (number := documents.number(values, name)) == number  # not NaN
+                ),
+                default=None,
+            )
+            if best is not None:
+                _, layer, part, number = best
+                what = axis.removeprefix("by_")
+                return (
+                    f"{start} one {what} at a time does most at layer {layer}, {what} {part} "
+                    f"({letter} = {number:+.2f})."
+                )
+    return f"{start} yielded no numbers."
+
+
+def _share(doc: Mapping[str, Any], direction: str, layer: int) -> str:
+    values = documents.cells(doc, direction)[layer]
+    bounds = documents.interval(values, "recovery")
+    text = f"R = {documents.number(values, 'recovery'):.2f}"
+    return text if bounds is None else f"{text} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
+def _tested(doc: Mapping[str, Any]) -> str:
+    layers = documents.layers(doc)
+    if len(layers) == 1:
+        return "the one tested"
+    if layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}..{layers[-1]}"
+    return f"the {len(layers)} tested"
+
+
+def _scope(doc: Mapping[str, Any]) -> str:
+    count = documents.prompt_count(doc)
+    if count == 1:
+        return "One prompt: no interval."
+    has_interval = any(
+        documents.interval(values, "recovery")
+        for direction in documents.directions(doc)
+        for values in documents.cells(doc, direction).values()
+    )
+    kind = "brackets are 95 % bootstrap intervals over prompts" if has_interval else "no interval"
+    return f"Means over {count} prompts; {kind}."
+
+
+def _failed(doc: Mapping[str, Any]) -> str:
+    count = len(doc.get("failed_cells") or [])
+    if not count:
+        return ""
+    return f"{count} cell{'s' * (count > 1)} failed and {'are' if count > 1 else 'is'} left out."
+
+
+def _name(control: str) -> str:
+    return safe_text(control, limit=40).replace("_", " ")

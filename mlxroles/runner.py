@@ -1,0 +1,222 @@
+"""Runs the pending cells of a study into its run folder and tells events about it.
+
+The runner knows nothing of models: a study cuts pending cells into batches and computes a batch;
+the runner stores each result as it comes, records what fails, and leaves at the first signal with
+the running batch stored. Between the two passes only plain data, so that the computing half can
+move into a process of its own.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from mlxroles.errors import MlxrolesError, StoreError
+from mlxroles.events import (
+    Cell,
+    CellDone,
+    CellFailed,
+    Emit,
+    Note,
+    RunFinished,
+    RunStarted,
+    Stage,
+)
+from mlxroles.store.folder import RunFolder
+
+SAME_CAUSE = 3
+"""Failures of one cause in a row after which a run stops instead of failing on."""
+
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+class BatchLike(Protocol):
+    """Cells that are computed together."""
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """The cells, in the order in which their results come."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Batches of one group share prepared states and stand together."""
+        ...
+
+
+class ResultLike(Protocol):
+    """A computed cell."""
+
+    @property
+    def cell(self) -> Cell:
+        """Which one."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Its numbers, for the journal."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens run through a model for it."""
+        ...
+
+
+class Study(Protocol):
+    """The computing half of a study."""
+
+    def batches(self, pending: Sequence[Cell]) -> Sequence[Any]:
+        """Pending cells in computing order."""
+        ...
+
+    def prepare(self, batches: Sequence[Any]) -> None:
+        """Computes what the batches of one group share."""
+        ...
+
+    def compute(self, batch: Any) -> Iterable[ResultLike]:
+        """The cells of a batch, one after the other."""
+        ...
+
+
+class _Signals:
+    """Notes the first signal, so that a run ends after the batch that is being computed."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def handle(self, number: int, _frame: object) -> None:
+        if self.name is not None:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+@contextmanager
+def _noted_signals() -> Iterator[_Signals]:
+    """SIGINT, SIGTERM and SIGHUP are noted while the block runs; a second one interrupts it."""
+    noted = _Signals()
+    before: dict[int, Any] = {}
+    try:
+        for name in STATUS:
+            number = getattr(signal, name, None)
+            if number is not None:
+                before[number] = signal.signal(number, noted.handle)
+    except ValueError:  # not the main thread: signals stay with whoever owns it
+        pass
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    study: Study,
+    cells: Sequence[Cell],
+    folder: RunFolder,
+    emit: Emit,
+    *,
+    title: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunFinished:
+    """Computes and stores every cell that is not stored yet.
+
+    Returns:
+        The closing event: cells done and failed, and the signal that ended the run early, if any.
+
+    Raises:
+        StoreError: nothing more can be stored. What was stored is safe.
+        MlxrolesError: what the study needs cannot be prepared, or the same failure came three
+            times in a row.
+    """
+    begun = clock()
+    done = folder.done()
+    emit(RunStarted(title, str(folder.path), cells, sum(c.id in done for c in cells)))
+    for text in folder.notes:
+        emit(Note(text))
+    if folder.torn_lines:
+        emit(Note(f"{folder.torn_lines} damaged journal lines are passed over and run again"))
+    records = folder.records()
+    for cell in cells:
+        if cell.id in done:
+            emit(CellDone(cell, records[cell.id].values, records[cell.id].seconds, restored=True))
+    pending = [cell for cell in cells if cell.id not in done]
+    with _noted_signals() as noted:
+        job = _Job(study, folder, emit, clock)
+        try:
+            job.all(study.batches(pending), noted)
+        except KeyboardInterrupt:
+            noted.name = noted.name or "SIGINT"
+    finished = RunFinished(
+        sum(c.id in folder.done() for c in cells), job.failed, clock() - begun, noted.name
+    )
+    emit(finished)
+    return finished
+
+
+class _Job:
+    """The batches of one run, and the failures so far."""
+
+    def __init__(
+        self, study: Study, folder: RunFolder, emit: Emit, clock: Callable[[], float]
+    ) -> None:
+        self.study, self.folder, self.emit, self.clock = study, folder, emit, clock
+        self.failed = 0
+        self.causes: list[str] = []
+
+    def all(self, batches: Sequence[BatchLike], noted: _Signals) -> None:
+        """Computes the batches group by group until they are done or a signal is noted."""
+        group: int | None = None
+        for batch in batches:
+            if noted.name is not None:
+                return
+            if batch.group != group:
+                group = batch.group
+                self.emit(Stage("clean runs"))
+                self.study.prepare([b for b in batches if b.group == group])
+            self._batch(batch, attempt=1)
+
+    def _batch(self, batch: BatchLike, *, attempt: int) -> None:
+        left = {cell.id: cell for cell in batch.cells}
+        began = self.clock()
+        try:
+            for result in self.study.compute(batch):
+                now = self.clock()
+                self.folder.record(
+                    result.cell, result.values, seconds=now - began, attempt=attempt
+                )
+                self.emit(CellDone(result.cell, result.values, now - began, result.tokens))
+                began = now
+                del left[result.cell.id]
+        except (MlxrolesError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001  (a failed cell is recorded and the run goes on)
+            self._failed(batch, list(left.values()), error, attempt)
+            return
+        self.causes.clear()
+
+    def _failed(
+        self, batch: BatchLike, left: Sequence[Cell], error: Exception, attempt: int
+    ) -> None:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        if attempt == 1:
+            self._batch(_Rest(tuple(left), batch.group), attempt=2)
+            return
+        for cell in left:
+            self.folder.fail(cell, text, attempt=attempt)
+            self.emit(CellFailed(cell, text))
+            self.failed += 1
+        self.causes.append(text)
+        if self.causes[-SAME_CAUSE:] == [text] * SAME_CAUSE:
+            raise StoreError(
+                f"stopped after {SAME_CAUSE} batches in a row failed alike ({text}); what is "
+                "stored stays, and the same command goes on from there"
+            )
+
+
+class _Rest:
+    """What is left of a batch for its second attempt."""
+
+    def __init__(self, cells: tuple[Cell, ...], group: int) -> None:
+        self.cells, self.group = cells, group

@@ -1,0 +1,190 @@
+"""Base <-> instruct patching: which cells a sweep has and what each of them holds.
+
+A cell takes the donor's activations at one site of one layer, puts them into the recipient's run
+of the same tokens, and reads what the recipient now predicts. Controls put in the donor's
+activations on another text, and noise of the same norm. No model is needed here; the cells are
+computed in ``patch_run`` and summed up in ``patch_document``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlxroles.errors import SpecError
+from mlxroles.events import Cell
+from mlxroles.plan import LayerRange, Positions, cell_id, parse_layers, parse_positions
+from mlxroles.store.schema import Variable
+
+SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
+CONTROLS = ("other_prompt", "random")
+DIRECTIONS = ("base_to_instruct", "instruct_to_base")
+SIDES = ("base", "instruct")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as token ids, the same for both models."""
+
+    id: str
+    ids: tuple[int, ...]
+    digest: str
+    """SHA-256 of the ids."""
+    other: tuple[int, ...] = ()
+    """Ids of the same number whose activations serve as a control."""
+    category: str | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The grid of a sweep, read against the sizes of the models and the prompts.
+
+    Raises:
+        SpecError: it names a site, layer, position, head or control that does not exist.
+    """
+
+    prompts: tuple[Encoded, ...]
+    layers: LayerRange
+    site: str = "resid_post"
+    positions: str = "all"
+    heads: str | None = None
+    """Heads patched together, ``each`` for a cell per head, None for whole arrays."""
+    controls: tuple[str, ...] = CONTROLS
+    n_heads: int = 0
+
+    @classmethod
+    def read(  # noqa: PLR0913  (one keyword per option of the command)
+        cls,
+        prompts: Sequence[Encoded],
+        *,
+        n_layers: int,
+        n_heads: int,
+        layers: str | None = None,
+        site: str = "resid_post",
+        positions: str = "all",
+        heads: str | None = None,
+        controls: Sequence[str] = CONTROLS,
+    ) -> "PatchGrid":
+        """The grid that a user's words describe."""
+        if site not in SITES:
+            raise SpecError(f"site {site!r} cannot be patched; use one of {', '.join(SITES)}")
+        if heads is not None and site != "z":
+            raise SpecError(f"--heads goes with --site z; {site} has no heads")
+        if heads == "each" and positions == "each":
+            raise SpecError("--heads each and --positions each together are not one sweep; drop one")
+        for control in controls:
+            if control not in CONTROLS:
+                raise SpecError(f"control {control!r} is unknown; use {', '.join(CONTROLS)} or none")
+        if heads not in (None, "each"):
+            parse_heads(heads, n_heads)
+        for prompt in prompts:
+            parse_positions(positions, prompt.n_tokens)
+        grid = parse_layers(layers, n_layers)
+        return cls(tuple(prompts), grid, site, positions, heads, tuple(controls), n_heads)
+
+    def places(self, prompt: Encoded) -> list[tuple[dict[str, object], Positions, tuple | None]]:
+        """(coordinates, positions, heads) of every cell that one layer of a prompt has."""
+        where = parse_positions(self.positions, prompt.n_tokens)
+        if where.kind == "each":
+            each = [Positions("some", group) for group in where.groups]
+            return [({"position": p.positions[0]}, p, None) for p in each]
+        coords: dict[str, object] = {"position": str(where)}
+        if self.heads == "each":
+            return [({**coords, "head": h}, where, (h,)) for h in range(self.n_heads)]
+        if self.heads is None:
+            return [(coords, where, None)]
+        return [({**coords, "heads": self.heads}, where, parse_heads(self.heads, self.n_heads))]
+
+    def cells(self) -> list[Cell]:
+        """Every cell in the order of computing: baselines, then by prompt, direction and layer."""
+        return list(self._cells())
+
+    def _cells(self) -> Iterator[Cell]:
+        for p in range(len(self.prompts)):
+            for side in SIDES:
+                coords = {"baseline": side, "prompt": p}
+                yield Cell(f"baseline/{side}{self._prompt_part(p)}", coords)
+        for p, prompt in enumerate(self.prompts):
+            places = self.places(prompt)
+            for direction in DIRECTIONS:
+                for layer in self.layers:
+                    for control in (None, *self.controls):
+                        for coords, _, _ in places:
+                            yield self._cell(p, direction, layer, control, coords)
+
+    def _cell(
+        self,
+        p: int,
+        direction: str,
+        layer: int,
+        control: str | None,
+        coords: dict[str, object],
+    ) -> Cell:
+        full = {"direction": direction, "site": self.site, "layer": layer, **coords}
+        full |= {"control": control}
+        named = full | ({"prompt": p} if len(self.prompts) > 1 else {})
+        return Cell(cell_id(named), full | {"prompt": p})
+
+    def _prompt_part(self, p: int) -> str:
+        return f"/p{p:03d}" if len(self.prompts) > 1 else ""
+
+
+def parse_heads(text: str, n_heads: int) -> tuple[int, ...]:
+    """Heads named by ``3``, ``0-3`` or ``1,5``.
+
+    Raises:
+        SpecError: no heads, or one that the model does not have.
+    """
+    if n_heads < 1:
+        raise SpecError("this model has no attention heads to patch")
+    try:
+        return parse_layers(text, n_heads).layers
+    except SpecError as error:
+        raise SpecError(str(error).replace("layer", "head")) from error
+
+
+def other_tokens(
+    ids: Sequence[int], text_ids: Sequence[int] | None, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Ids of another text, as many as ``ids``, for the control donor.
+
+    With a text, its tokens are repeated to the length, after the prompt's first token (BOS or
+    its stand-in), so that the text's end meets the prompt's; without one, the prompt's own tokens
+    but the first are shuffled.
+    """
+    rest = len(ids) - 1
+    if text_ids:
+        return (ids[0], *(text_ids[(i - rest) % len(text_ids)] for i in range(rest)))
+    return (ids[0], *(int(ids[1 + i]) for i in rng.permutation(rest)))
+
+
+MEASURES = {
+    "tool_call_prob": ("1", "largest probability of any sub-token of the headline string"),
+    "p_first_token": ("1", "probability of the headline string's first token"),
+    "p_chain": ("1", "probability of the whole headline string, teacher-forced"),
+    "p_union": ("1", "probability of any way to begin the headline string"),
+    "log_prob": ("nat", "log-probability of the headline string's first token"),
+    "log_odds": ("nat", "log-odds of the headline string's first token"),
+    "logit_diff": ("1", "logit of the first token less that of the best other token"),
+    "rank": ("1", "rank of the first token, 0 for the top"),
+    "entropy": ("nat", "entropy of the next-token distribution"),
+    "kl": ("nat", "KL divergence of the patched from the unpatched distribution"),
+}
+"""Numbers of a cell: unit, and what they are."""
+
+
+def outputs() -> list[Variable]:
+    """Arrays of a packed run: every measure over control, direction, layer, place and prompt."""
+    axes = ("control", "direction", "layer", "place", "prompt")
+    cells = [Variable(n, axes, "f4", unit, text) for n, (unit, text) in MEASURES.items()]
+    base = [
+        Variable(f"baseline_{n}", ("model", "prompt"), "f4", unit, f"unpatched: {text}")
+        for n, (unit, text) in MEASURES.items()
+        if n != "kl"
+    ]
+    return [*cells, *base]

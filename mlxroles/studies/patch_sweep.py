@@ -1,0 +1,313 @@
+"""One patch sweep from the user's words to its document: prompts read, cells run, files written."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxroles import probes, report
+from mlxroles.errors import PromptError, SpecError
+from mlxroles.events import Emit, Note, RunFinished, Stage
+from mlxroles.plan import run_id
+from mlxroles.plots import patch_figures
+from mlxroles.probes import Target, Targets
+from mlxroles.prompts import Prompt, digest, encode, load_prompts, token_texts
+from mlxroles.runner import run
+from mlxroles.store.files import write_atomic
+from mlxroles.store.folder import Record, RunFolder
+from mlxroles.store.pack import pack
+from mlxroles.studies.patch import (
+    CONTROLS,
+    DIRECTIONS,
+    SIDES,
+    Encoded,
+    PatchGrid,
+    other_tokens,
+    outputs,
+)
+from mlxroles.studies.patch_document import document, stored_cells
+from mlxroles.studies.patch_run import PatchWork
+from mlxroles.studies.subject import Subject, attention_heads
+from mlxroles.versions import versions
+
+DEFAULT_PROMPT = "notepad"
+CONTROL_TEXT = Path(__file__).parent.parent / "data" / "control.txt"
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """What a user may say about a sweep; the defaults are those of the command."""
+
+    layers: str | None = None
+    site: str = "resid_post"
+    positions: str = "all"
+    heads: str | None = None
+    controls: tuple[str, ...] = CONTROLS
+    strings: tuple[str, ...] = ()
+    """Strings to measure, the headline first; without any, those of the prompt."""
+    token_ids: tuple[int, ...] = ()
+    """Ids to measure instead of strings."""
+    donor_head: bool = False
+    seed: int = 0
+
+
+class PatchSweep:
+    """A planned sweep: everything is read and checked, nothing is loaded or written yet.
+
+    Args:
+        subject: The two models.
+        prompts: What to run; the same ids go through both models.
+        options: The rest of the user's words.
+
+    Raises:
+        MlxrolesError: something asked for does not exist or does not fit.
+    """
+
+    def __init__(
+        self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions
+    ) -> None:
+        self.subject, self.options = subject, options
+        self.notes: list[str] = []
+        self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
+        self.grid = PatchGrid.read(
+            encoded(subject, prompts, seed=options.seed, note=self.notes.append),
+            n_layers=subject.n_layers,
+            n_heads=attention_heads(subject),
+            layers=options.layers,
+            site=options.site,
+            positions=options.positions,
+            heads=options.heads,
+            controls=options.controls,
+        )
+        if options.donor_head and subject.resident == 1:
+            raise SpecError("--read donor-head needs both models in memory: use --resident 2")
+        self.cells = self.grid.cells()
+
+    @property
+    def title(self) -> str:
+        """One line that names the sweep."""
+        n = len(self.grid.prompts)
+        what = self.grid.prompts[0].id if n == 1 else f"{n} prompts"
+        return f"patch {self.subject.display}: {self.grid.site} at {self.grid.positions}, {what}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes numbers, and nothing else."""
+        grid = self.grid
+        return {
+            "kind": "patch",
+            "models": {name: side.identity for name, side in self.subject.sides.items()},
+            "tokenizer": self.subject.tokenizer_identity(),
+            "prompts": [[p.id, p.digest, digest(p.other)] for p in grid.prompts],
+            "layers": list(grid.layers.layers),
+            "site": grid.site,
+            "positions": grid.positions,
+            "heads": grid.heads,
+            "controls": list(grid.controls),
+            "strings": self.targets.document(),
+            "headline": self.targets.headline,
+            "donor_head": self.options.donor_head,
+            "seed": self.options.seed,
+        }
+
+    def plan(self) -> dict[str, Any]:
+        """What a dry run shows: cells, layer calls, memory and disk, without loading weights."""
+        n, sides = self.subject.n_layers, self.subject.sides.values()
+        starts = {"resid_post": 1}.get(self.grid.site, 0)
+        per_cell = sum(n - layer - starts for layer in self.grid.layers) / len(self.grid.layers)
+        n_cells = sum("layer" in c.coords for c in self.cells)
+        clean = 2 * len(self.grid.prompts) * (1 + ("other_prompt" in self.grid.controls))
+        calls = round(n_cells * per_cell) + clean * n
+        weights = sum(s.n_bytes for s in sides)
+        resident = weights if self.subject.resident > 1 else max(s.n_bytes for s in sides)
+        return {
+            "schema": "mlxroles/plan/1",
+            "title": self.title,
+            "run_id": run_id(self.identity()),
+            "cells": len(self.cells),
+            "layers": list(self.grid.layers.layers),
+            "prompts": [{"id": p.id, "n_tokens": p.n_tokens} for p in self.grid.prompts],
+            "clean_runs": clean,
+            "layer_calls": calls,
+            "layer_calls_if_every_cell_ran_whole": (n_cells + clean) * n,
+            "resident_models": self.subject.resident,
+            "weights_bytes": weights,
+            "memory_bytes": resident,
+            "disk_bytes": 4096 * len(self.cells),
+        }
+
+    def run(
+        self,
+        emit: Emit,
+        *,
+        results: Path,
+        out: Path | None = None,
+        fresh: bool = False,
+        argv: Sequence[str] = (),
+    ) -> tuple[dict[str, Any], RunFinished]:
+        """Runs what is not done yet and writes everything derived from the cells.
+
+        Returns:
+            The document, also written as ``summary.json``, and how the run ended.
+        """
+        experiment = f"patch_{self.subject.pair or self.subject.display}"
+        manifest = {
+            "argv": list(argv),
+            "versions": versions(),
+            "models": {name: str(s.folder) for name, s in self.subject.sides.items()},
+            "token_ids": {p.id: list(p.ids) for p in self.grid.prompts},
+            "started": _now(),
+        }
+        with RunFolder.open(
+            results,
+            experiment=experiment,
+            identity=self.identity(),
+            manifest=manifest,
+            folder=out,
+            fresh=fresh,
+        ) as folder:
+            self.subject.on_load = lambda text: emit(Stage(text))
+            for text in self.notes:
+                emit(Note(text))
+            work = PatchWork(
+                self.subject,
+                self.grid,
+                self.targets,
+                decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
+                seed=self.options.seed,
+                donor_head=self.options.donor_head,
+            )
+            finished = run(work, self.cells, folder, emit, title=self.title)
+            return self._write(folder, finished), finished
+
+    def _write(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
+        """Everything derived: document, figures, report and the packed file."""
+        wanted = {cell.id for cell in self.cells}
+        records = [r for r in folder.records().values() if r.id in wanted]
+        failed = [{"cell": r.id, "error": r.error} for r in records if r.status != "ok"]
+        about = {
+            "run": str(folder.path),
+            "run_id": folder.run_id,
+            "pair": self.subject.pair,
+            "display": self.subject.display,
+            "d1_group": self.subject.d1_group,
+            "n_layers": self.subject.n_layers,
+            "timestamp": _now(),
+            "versions": versions(),
+            "interrupted": finished.interrupted,
+            "failed_cells": failed,
+        }
+        doc = document(
+            self.grid,
+            stored_cells(records),
+            headline=self.targets.headline,
+            strings=self.targets.document(),
+            seed=self.options.seed,
+            about=about,
+        )
+        if any(doc[d] for d in ("instruct_to_base", "base_to_instruct")):
+            doc["summary"]["sentence"] = report.sentence(doc)
+            doc["figures"] = patch_figures(doc, folder.path / "figures")
+            page = report.html(doc, doc["figures"])
+            write_atomic(folder.path / "report.html", page.encode())
+        folder.write_json("summary.json", doc)
+        coords, rows = packed(self.grid, records)
+        pack(folder, outputs(), coords, records=rows)
+        return doc
+
+
+def packed(grid: PatchGrid, records: Sequence[Record]) -> tuple[dict[str, Any], list[Record]]:
+    """Coordinates of the packed file, and the records as it wants them: every axis has a name."""
+    rows = []
+    for record in records:
+        c, values = record.coords, dict(record.values)
+        coords: dict[str, Any] = {"prompt": grid.prompts[int(c["prompt"])].id}
+        if "baseline" in c:
+            coords["model"] = c["baseline"]
+            values = {f"baseline_{name}": value for name, value in values.items()}
+        else:
+            coords |= {"direction": c["direction"], "layer": c["layer"]}
+            coords |= {"control": c.get("control") or "none", "place": _place(c)}
+        rows.append(replace(record, coords=coords, values=values))
+    places = {r.coords["place"]: None for r in rows if "place" in r.coords}
+    axes = {
+        "control": ["none", *grid.controls],
+        "direction": list(DIRECTIONS),
+        "model": list(SIDES),
+        "layer": list(grid.layers.layers),
+        "place": list(places) or ["all"],
+        "prompt": [p.id for p in grid.prompts],
+    }
+    return axes, rows
+
+
+def _place(coords: Any) -> str:
+    return str(coords.get("head", coords.get("heads", coords["position"])))
+
+
+def encoded(
+    subject: Subject, prompts: Sequence[Prompt], *, seed: int, note: Any = None, **how: Any
+) -> tuple[Encoded, ...]:
+    """The prompts as ids, each with as many ids of the control text.
+
+    Args:
+        subject: Its tokenizer and vocabulary.
+        prompts: At least one.
+        seed: Of the shuffle that stands in for the control text where there is no tokenizer.
+        note: Told of anything unexpected, one line each.
+        how: Passed on to ``prompts.encode``: tools, system, raw.
+    """
+    if not prompts:
+        raise PromptError("there is no prompt to run; give at least one")
+    needs_text = any(prompt.ids is None for prompt in prompts)
+    tokenizer = subject.tokenizer if needs_text or subject.tokenizer is not None else None
+    control = None
+    if tokenizer is not None:
+        text = CONTROL_TEXT.read_text(encoding="utf-8").strip()
+        control = tokenizer.encode(text, add_special_tokens=False)
+        control = [i for i in control if i < subject.vocab]
+    found = []
+    for n, prompt in enumerate(prompts):
+        ids = encode(prompt, tokenizer, vocab_size=subject.vocab, note=note, **how)
+        row = tuple(int(i) for i in ids)
+        other = other_tokens(row, control, np.random.default_rng([seed, n]))
+        found.append(Encoded(prompt.id, row, digest(row), other, prompt.category))
+    return tuple(found)
+
+
+def targets_for(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    strings: Sequence[str],
+    token_ids: Sequence[int],
+) -> Targets:
+    """What is measured: the given ids, the given strings, or those that the prompt names.
+
+    Raises:
+        PromptError: strings without a tokenizer, or ids outside the vocabulary.
+    """
+    if token_ids:
+        ids = tuple(token_ids)
+        name = "token " + " ".join(map(str, ids))
+        target = Target(name, ids, ids[:1], tuple(sorted(set(ids))))
+        found = Targets((target,), name)
+        found.check(subject.vocab)
+        return found
+    if subject.tokenizer is None:
+        raise PromptError(
+            "the models have no tokenizer to read strings with; name the ids to measure with "
+            "--token-ids"
+        )
+    named = next((p for p in prompts if p.strings), None)
+    if not strings:
+        named = named or load_prompts(DEFAULT_PROMPT)[0]
+        return probes.targets(
+            named.strings, named.headline, subject.tokenizer, vocab_size=subject.vocab
+        )
+    return probes.targets(strings, strings[0], subject.tokenizer, vocab_size=subject.vocab)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

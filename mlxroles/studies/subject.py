@@ -1,0 +1,197 @@
+"""The models that a study is about: found on disk, compared, hashed; loaded only when computing.
+
+Everything a plan and a manifest need is read from the folders' small files, so that a wrong
+pairing is refused and a dry run answered without touching the weights.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlxroles.backend import mx
+from mlxroles.errors import ModelError, PairError
+from mlxroles.models import integrity
+from mlxroles.models.load import load
+from mlxroles.models.model import Model
+from mlxroles.models.tokenizer import load_tokenizer
+from mlxroles.pairs import Pair, resolve
+from mlxroles.prompts import same_tokenizer, tokenizer_digest
+from mlxroles.snapshots import read_config, weight_files
+
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
+HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the language model."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _size(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    text = text_config(config)
+    return next((int(text[k]) for k in keys if isinstance(text.get(k), int)), None)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model of a study, not loaded."""
+
+    name: str
+    """``base``, ``instruct`` or ``model``."""
+    folder: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, name: str, ref: str) -> "Side":
+        """The folder behind a reference.
+
+        Raises:
+            PairError, ModelError: it is not there or not a model folder, with what to do.
+        """
+        folder = resolve(ref)
+        return cls(name, folder, read_config(folder))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks, as the config says.
+
+        Raises:
+            ModelError: the config does not say.
+        """
+        count = _size(self.config, LAYER_KEYS)
+        if not count:
+            raise ModelError(f"{self.folder}/config.json names no number of layers")
+        return count
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids, as the config says; 2**31 - 1 where it does not."""
+        return _size(self.config, ("vocab_size",)) or 2**31 - 1
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the weights on disk, in bytes."""
+        return sum(f.stat().st_size for f in weight_files(self.folder))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, or None where it has none."""
+        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            return None
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the model: the hash of its files, its type and quantisation."""
+        hashes = integrity.hashes(self.folder)
+        return {
+            "sha256": integrity.combined(f"{n} {h}" for n, h in hashes.items()),
+            "model_type": self.config.get("model_type"),
+            "quantization": self.config.get("quantization"),
+        }
+
+
+@dataclass
+class Subject:
+    """The models of a study and how many of them may be in memory at once."""
+
+    sides: Mapping[str, Side]
+    display: str
+    pair: str | None = None
+    d1_group: str | None = None
+    resident: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Passed on to ``load``."""
+    on_load: Callable[[str], None] = lambda text: None
+    """Told in words before a model is loaded."""
+    _loaded: dict[str, Model] = field(default_factory=dict)
+
+    @classmethod
+    def of_pair(cls, pair: Pair, **fields: Any) -> "Subject":
+        """Base and instruct of a pair, checked to fit together.
+
+        Raises:
+            PairError: sizes or tokenizers differ, with both values.
+        """
+        sides = {name: Side.find(name, pair.ref(name)) for name in ("base", "instruct")}
+        subject = cls(
+            sides, pair.display or pair.name, pair=pair.name, d1_group=pair.d1_group, **fields
+        )
+        subject._check_sizes()
+        return subject
+
+    @classmethod
+    def of_model(cls, ref: str, **fields: Any) -> "Subject":
+        """A single model, under the name ``model``."""
+        side = Side.find("model", ref)
+        return cls({"model": side}, side.folder.name, **fields)
+
+    def _check_sizes(self) -> None:
+        base, instruct = self.sides["base"], self.sides["instruct"]
+        for what, keys in (("layers", LAYER_KEYS), ("d_model", WIDTH_KEYS)):
+            found = [_size(s.config, keys) for s in (base, instruct)]
+            if found[0] != found[1]:
+                raise PairError(
+                    f"the models do not fit together: base has {what} {found[0]}, instruct "
+                    f"{found[1]}; a patch needs two models of one shape"
+                )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks of each model."""
+        return next(iter(self.sides.values())).n_layers
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids that every model of the study knows."""
+        return min(side.vocab for side in self.sides.values())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that prompts are read with: the instruct model's, or None.
+
+        Raises:
+            PairError: the two models number tokens differently, so the same ids would be
+                different texts.
+        """
+        ordered = [self.sides[n] for n in ("instruct", "base", "model") if n in self.sides]
+        found = [side.tokenizer for side in ordered if side.tokenizer is not None]
+        if len(found) == 2:
+            differences = same_tokenizer(found[0], found[1])
+            if differences:
+                raise PairError(
+                    f"instruct and base have different tokenizers ({'; '.join(differences)}); "
+                    "the same ids would be different texts"
+                )
+        return found[0] if found else None
+
+    def tokenizer_identity(self) -> dict[str, Any] | None:
+        """Digests of vocabulary and chat template, or None without a tokenizer."""
+        return None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
+
+    def model(self, side: str) -> Model:
+        """The loaded model of a side; with ``resident=1`` the other one is given up first."""
+        if side not in self._loaded:
+            if self.resident == 1 and self._loaded:
+                self._loaded.clear()
+                mx.clear_cache()
+            self.on_load(f"loading {side} ({self.sides[side].folder.name})")
+            self._loaded[side] = load(self.sides[side].folder, **self.options)
+        return self._loaded[side]
+
+
+def attention_heads(subject: Subject) -> int:
+    """Query heads per layer, as the config says; 0 where it does not."""
+    config = next(iter(subject.sides.values())).config
+    return _size(config, HEAD_KEYS) or 0
+
+
+def fitting(subject: Subject, limit: int | None) -> int:
+    """How many of the study's models fit in memory at once: 2, or 1 where both are too large."""
+    total = sum(side.n_bytes for side in subject.sides.values())
+    return 1 if limit is not None and total > 0.7 * limit else 2
