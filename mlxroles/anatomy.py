@@ -132,8 +132,9 @@ def examine(net: nn.Module) -> Anatomy:
         seen, logits = _watch(net, layers, direct=False)
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         why = f"mlx_lm's own forward fails: {type(error).__name__}: {error}"
-        return Anatomy((), 0, 0, direct=False, resumable=False, stateful=None,
-                       plain_cache=False, refused=why)
+        return Anatomy(
+            (), 0, 0, direct=False, resumable=False, stateful=None, plain_cache=False, refused=why
+        )
     direct = False
     if any(s.calls and not s.attention for s in seen):
         again, again_logits = _watch(net, layers, direct=True)
@@ -142,8 +143,16 @@ def examine(net: nn.Module) -> Anatomy:
     calls = {s.calls for s in seen}
     if calls != {1}:
         why = "never calls its layers" if calls == {0} else "calls a layer more than once"
-        return Anatomy((), 0, int(logits.shape[-1]), direct=direct, resumable=False,
-                       stateful=None, plain_cache=False, refused=f"the model {why}")
+        return Anatomy(
+            (),
+            0,
+            int(logits.shape[-1]),
+            direct=direct,
+            resumable=False,
+            stateful=None,
+            plain_cache=False,
+            refused=f"the model {why}",
+        )
     first = seen[0].inputs
     assert first is not None
     ndims = {stream(s.output).ndim for s in seen}
@@ -232,9 +241,7 @@ def _watch(
         seen[frame.layer].softmax.append((stack[-1] if stack else "", out))
         return out
 
-    parts = {
-        id(m): (m, part_hook(path)) for layer in layers for path, m in _submodules(layer)
-    }
+    parts = {id(m): (m, part_hook(path)) for layer in layers for path, m in _submodules(layer)}
     tap = Tap(
         layers,
         namespaces=home_namespaces(net),
@@ -324,9 +331,7 @@ def _block(
         why = "a block's output is not its input plus an attention and an MLP part"
         missing |= dict.fromkeys(("attn_out", "mlp_out", "resid_mid"), why)
     elif not sequential:
-        missing["resid_mid"] = (
-            "no submodule reads the stream between attention and MLP"
-        )
+        missing["resid_mid"] = "no submodule reads the stream between attention and MLP"
     return Block(**shape, attn_out=attn_out, mlp_out=mlp_out, missing=missing)
 
 
@@ -463,13 +468,17 @@ def _parts(layer: nn.Module, s: _Seen) -> tuple[Part | None, Part | None, bool]:
     top = _top_level(s, output.shape)
     if s.attention or s.softmax:
         source = s.attention[0][0] if s.attention else s.softmax[0][0]
-        at = next((n for n, e in enumerate(top) if source == e[0] or source.startswith(e[0] + ".")), None)
+        at = next(
+            (n for n, e in enumerate(top) if source == e[0] or source.startswith(e[0] + ".")), None
+        )
     else:
         at = None
     if at is None:
         return None, None, False
     mixers = [at]
-    mixers += [n for n in range(at + 1, len(top)) if top[n][2] is not None and _same(top[n][2], top[at][3])][:1]
+    mixers += [
+        n for n in range(at + 1, len(top)) if top[n][2] is not None and _same(top[n][2], top[at][3])
+    ][:1]
     for a in reversed(mixers):
         for m in range(len(top) - 1, -1, -1):
             if m in mixers:
@@ -507,7 +516,9 @@ def _fit(
     """Scales (alpha, beta) with output = input + alpha a + beta m, both known to the layer."""
     f32 = [x.astype(mx.float32).reshape(-1) for x in (output, inputs, a, m)]
     delta = f32[0] - f32[1]
-    aa, mm, am = (float((x * y).sum().item()) for x, y in ((f32[2],) * 2, (f32[3],) * 2, (f32[2], f32[3])))
+    aa, mm, am = (
+        float((x * y).sum().item()) for x, y in ((f32[2],) * 2, (f32[3],) * 2, (f32[2], f32[3]))
+    )
     ad, md = float((f32[2] * delta).sum().item()), float((f32[3] * delta).sum().item())
     det = aa * mm - am * am
     if not math.isfinite(det) or det <= 1e-9 * max(aa * mm, 1e-30):

@@ -120,6 +120,8 @@ class Finding:
     """Name, layer and recovery of the control that recovers most at or before the layer above."""
     matched_by: tuple[str, float] | None
     """A control that recovers as much as the patch at the deciding layer, and how much."""
+    unmeasured: tuple[int, ...]
+    """Tested layers whose recovery has no number: failed, or not reached before an interrupt."""
 
     @property
     def nothing_to_recover(self) -> bool:
@@ -161,6 +163,9 @@ def finding(doc: Values, direction: str) -> Finding:
         half_layer=half,
         strongest_control=_strongest_control(doc, direction, deciding),
         matched_by=(matched, at_layer[matched]) if matched is not None and is_matched else None,
+        unmeasured=tuple(
+            layer for layer in layers(doc) if math.isnan(recovery.get(layer, math.nan))
+        ),
     )
 
 

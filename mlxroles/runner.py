@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlxroles.errors import MlxrolesError, StoreError
 from mlxroles.events import (
@@ -24,6 +24,9 @@ from mlxroles.events import (
     Stage,
 )
 from mlxroles.store.folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SAME_CAUSE = 3
 """Failures of one cause in a row after which a run stops instead of failing on."""
@@ -45,23 +48,15 @@ class BatchLike(Protocol):
         ...
 
 
-class ResultLike(Protocol):
+class Result(NamedTuple):
     """A computed cell."""
 
-    @property
-    def cell(self) -> Cell:
-        """Which one."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, Any]:
-        """Its numbers, for the journal."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Tokens run through a model for it."""
-        ...
+    cell: Cell
+    values: Mapping[str, Any]
+    """Its numbers, for the journal."""
+    arrays: "Mapping[str, np.ndarray] | None" = None
+    tokens: int = 0
+    """Tokens run through a model for it."""
 
 
 class Study(Protocol):
@@ -75,7 +70,7 @@ class Study(Protocol):
         """Computes what the batches of one group share."""
         ...
 
-    def compute(self, batch: Any) -> Iterable[ResultLike]:
+    def compute(self, batch: Any) -> Iterable[Result]:
         """The cells of a batch, one after the other."""
         ...
 
@@ -184,7 +179,11 @@ class _Job:
             for result in self.study.compute(batch):
                 now = self.clock()
                 self.folder.record(
-                    result.cell, result.values, seconds=now - began, attempt=attempt
+                    result.cell,
+                    result.values,
+                    result.arrays,
+                    seconds=now - began,
+                    attempt=attempt,
                 )
                 self.emit(CellDone(result.cell, result.values, now - began, result.tokens))
                 began = now

@@ -9,7 +9,7 @@ import click
 import pytest
 from model_folders import COMMIT, cached, plain
 
-from mlxroles import cli, hub
+from mlxroles import cli, hub, pairs
 from mlxroles.cli import options, output
 from mlxroles.errors import IntegrityError, LockedError, ModelError, PairError
 
@@ -40,7 +40,8 @@ def checker(monkeypatch):
     """Puts a model loader and a check in place that need no model; verdicts by folder name."""
     verdicts = {}
 
-    def load(folder):
+    def load(folder, *, trust_remote_code):
+        assert not trust_remote_code
         verdict = verdicts.get(folder.rsplit("/", 1)[-1], "works")
         if verdict == "unloadable":
             raise ModelError("config.json: model type 'x' is not known to mlx_lm")
@@ -78,6 +79,16 @@ class TestList:
         assert rows["llama8b"][5] == "base"
         assert rows["qwen7b"][5] == "no"
         assert "\x1b" not in out
+
+    @pytest.mark.parametrize(("columns", "names"), [("80", False), ("160", True)])
+    def test_on_a_terminal_rows_stay_on_one_line(self, monkeypatch, capsys, columns, names):
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", columns)
+        assert cli.run(["models", "list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2 + len(pairs.catalogue())
+        assert any("mlx-community/Meta-Llama-3-8B-4bit" in line for line in lines) == names
 
     def test_json(self, cache, capsys):
         folder = cached(cache, "mlx-community/Meta-Llama-3-8B-4bit")
@@ -308,5 +319,7 @@ class TestOutput:
     def test_table_on_a_terminal_takes_no_markup(self, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-        output.print_table("T", ("a", "#b"), [["[bold]x[/nope]", "1"]])
-        assert "[bold]x[/nope]" in capsys.readouterr().out
+        output.print_table("[i]T[/no]", ("a", "#b"), [["[bold]x[/nope]", "1"]])
+        out = capsys.readouterr().out
+        assert "[bold]x[/nope]" in out
+        assert "[i]T[/no]" in out

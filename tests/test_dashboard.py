@@ -440,3 +440,13 @@ def test_the_picture_is_plain_repeatable_svg(tmp_path):
     svg(doc, tmp_path / "c.svg")
     assert (tmp_path / "c.svg").read_text(encoding="utf-8") == text
     assert ET.fromstring((tmp_path / "b.svg").read_text(encoding="utf-8")) is not None
+
+
+def test_a_run_without_a_finished_layer_still_has_a_table_a_screen_and_a_picture(tmp_path):
+    doc = patch_docs.patch_doc(2) | {"instruct_to_base": {}, "base_to_instruct": {}, "controls": {}}
+    assert printed(final_table(doc)).strip().startswith("◆ largest effect")
+    svg(doc, tmp_path / "a.svg")
+    assert screen(progress([])).splitlines()[0] == "patching"
+    view = fold(running(), RunFinished(5, 1, 3.0), Stage("drawing figures"))
+    assert "drawing" not in screen(view)
+    assert "memory 1.00 GB  ·  peak 2.00 GB" in screen(view, memory=Memory(1e9, 2e9, None))

@@ -86,6 +86,22 @@ def test_half_is_never_reached(one_direction):
     )
 
 
+def test_an_interrupted_run_does_not_say_never(one_direction):
+    for layer in "345":
+        del one_direction["instruct_to_base"][layer]
+    assert sentence(one_direction) == (
+        "Patching instruct's residual stream into base restores less than half of the tool "
+        "decision so far: the most is R = 0.20 at the output of layer 2; up to there the controls "
+        "reach at most R = 0.02 (other prompt). One prompt: no interval. Layers without a number: "
+        "3 from instruct to base."
+    )
+
+
+def test_a_gap_before_the_first_half_is_said(one_direction):
+    one_direction["instruct_to_base"]["2"]["recovery"] = None
+    assert "(R = 0.65), though an earlier layer has no number; up to" in sentence(one_direction)
+
+
 def test_nothing_to_recover():
     assert sentence(patch_docs.patch_doc(6, baselines=(0.51, 0.5))) == (
         "There is nothing to recover: unpatched, base and instruct already agree on <tool_call> "

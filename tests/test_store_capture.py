@@ -70,7 +70,7 @@ def test_every_site_can_be_kept_and_prompts_are_padded(tmp_path):
 
 def test_the_file_is_laid_out_for_reading(tmp_path):
     path = tmp_path / "c.h5"
-    coords = COORDS | {"position": 300, "query": 300, "key": 300, "d_model": 16, "vocab": 2**21}
+    coords = COORDS | {"position": 300, "query": 300, "key": 300, "d_model": 16, "vocab": 2**20 + 1}
     attrs = {"model": "m\0", "n": 1, "x": 0.5, "grid": [1, float("nan")], "flag": True, "no": None}
     variables = [*ALL, Variable("note", ("prompt",), "str"), Variable("total", (), "f8", "s")]
     with CaptureFile(path, variables, coords=coords, attrs=attrs) as file:

@@ -143,10 +143,8 @@ def new_model(rng: np.random.Generator) -> Model:
         if value.ndim == 1:
             weights.append((name, mx.ones(value.shape)))
             continue
-        gain = 1.0 if name.endswith(("q_proj.weight", "k_proj.weight")) else 0.6
-        deviation = gain * value.shape[-1] ** -0.5
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            deviation /= (2 * CONFIG["num_hidden_layers"]) ** 0.5
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        deviation = (0.1 if writes else 1.0) * value.shape[-1] ** -0.5
         weights.append((name, mx.array(rng.normal(0, deviation, value.shape).astype(np.float32))))
     model.load_weights(weights)
     axes = np.split(np.linalg.qr(rng.normal(size=(CONFIG["hidden_size"],) * 2))[0], [24, 48, 72], 1)
@@ -164,7 +162,7 @@ def _lay_out(
     sets, and copies what it finds on a third. Where to look is left to training.
     """
     read, moved, copied = axes
-    _set_head(model, before, {"v_proj": read, "o_proj": 0.05 * moved.T})
+    _set_head(model, before, {"v_proj": read, "o_proj": 0.1 * moved.T})
     _set_head(
         model,
         match,

@@ -14,6 +14,7 @@ def prompt_options(command: Command) -> Command:
     """Adds ``--prompt`` and ``--prompt-ids``; see :func:`chosen_prompts`."""
     command = click.option(
         "--prompt-ids",
+        "--ids",
         "prompt_ids",
         metavar="FILE.npy|1,2,3",
         help="Token ids instead of text; one row of a .npy file per prompt.",

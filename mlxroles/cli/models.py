@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxroles.cli.options import json_option
-from mlxroles.cli.output import note, print_json, print_table
+from mlxroles.cli.output import note, print_json, print_table, terminal_width
 from mlxroles.errors import ModelError
 from mlxroles.pairs import SIDES, Pair, catalogue, find, pair, resolve
 from mlxroles.snapshots import hub_id, weight_files
-from mlxroles.text import format_bytes
+from mlxroles.text import format_bytes, safe_text
 
 if TYPE_CHECKING:
     from mlxroles.hub import Download, OnProgress, Progress
@@ -22,6 +22,8 @@ VERDICTS = ("works", "partial", "refused")
 """What a check can end in, best first."""
 
 _LINE_EVERY = 0.05
+_WIDE = 150
+"""Columns of a terminal from which the names of both models have room in one line."""
 
 
 @click.group(name="models")
@@ -64,14 +66,21 @@ def list_models(as_json: bool) -> None:
         for p in pairs
     ]
     columns = ("name", "display", "kind", "#layers", "#size", "here", "base", "instruct")
-    print_table("Pairs", columns, rows)
+    width = terminal_width()
+    shown = len(columns) if width is None or width >= _WIDE else len(columns) - len(SIDES)
+    print_table("Pairs", columns[:shown], [row[:shown] for row in rows])
 
 
 @command.command(name="check")
 @click.argument("model", metavar="MODEL")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that a model folder brings along.",
+)
 @json_option
 @click.pass_context
-def check_model(ctx: click.Context, model: str, as_json: bool) -> None:
+def check_model(ctx: click.Context, *, model: str, trust_remote_code: bool, as_json: bool) -> None:
     """Load a model and prove on it that hooks, patterns and patches are exact.
 
     MODEL may also be the name of a pair: both of its models are checked. The exit status is 1
@@ -79,7 +88,10 @@ def check_model(ctx: click.Context, model: str, as_json: bool) -> None:
     """
     names = [f"{model}/{side}" for side in SIDES] if model in catalogue() else [model]
     folders = {name: resolve(name) for name in names}
-    documents = [_checked(name, folder) for name, folder in folders.items()]
+    documents = [
+        _checked(name, folder, trust_remote_code=trust_remote_code)
+        for name, folder in folders.items()
+    ]
     verdict = max((document["verdict"] for document in documents), key=VERDICTS.index)
     if as_json:
         together = {"schema": "mlxroles/check/1", "model": model, "verdict": verdict}
@@ -138,7 +150,7 @@ def _size(entry: Pair, folders: dict[str, Path | None]) -> str:
     return f"~{format_bytes(entry.bytes)}" if entry.bytes else "-"
 
 
-def _checked(name: str, folder: Path) -> dict[str, Any]:
+def _checked(name: str, folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
     """The check's document; a model that cannot even be loaded is refused with the reason."""
     from mlxroles.models.check import check
     from mlxroles.models.load import load
@@ -154,7 +166,7 @@ def _checked(name: str, folder: Path) -> dict[str, Any]:
         "notes": [],
     }
     try:
-        loaded = load(name)
+        loaded = load(name, trust_remote_code=trust_remote_code)
         return document | check(loaded).as_dict() | {"warnings": list(loaded.warnings)}
     except ModelError as error:
         return document | {"notes": [str(error)]}
@@ -167,7 +179,7 @@ def _print_check(document: dict[str, Any]) -> None:
     ]
     if rows:
         print_table(document["model"], ("check", "#value", "#bound", "result"), rows)
-    click.echo(f"{document['model']}: {document['verdict']}")
+    click.echo(f"{safe_text(document['model'])}: {document['verdict']}")
     for kind in ("repairs", "notes"):
         for line in document[kind]:
             note(f"{kind.removesuffix('s')}: {line}")

@@ -33,12 +33,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(safe_text(title)), title_justify="left", box=None, pad_edge=False)
     for column, name in zip(columns, names, strict=True):
         table.add_column(name, justify="right" if column.startswith("#") else "left")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is; None where it is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal and not console.is_dumb_terminal else None
 
 
 def note(text: str) -> None:

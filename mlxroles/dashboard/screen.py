@@ -34,15 +34,18 @@ class Memory(NamedTuple):
 
     active: float
     peak: float
-    limit: float
+    limit: float | None
+    """None where the device names no limit."""
+
+
+MemorySource = Callable[[], tuple[float, float, float | None]]
+"""Bytes active, at peak, and the limit: what is asked for at every refresh."""
 
 
 class Screen:
     """A rich renderable of the run, drawn anew for the console at hand."""
 
-    def __init__(
-        self, progress: Progress, memory: Callable[[], tuple[float, float, float]] | None = None
-    ) -> None:
+    def __init__(self, progress: Progress, memory: MemorySource | None = None) -> None:
         """Shows this state; ``memory`` yields active, peak and limit in bytes."""
         self.progress = progress
         self.memory = memory
@@ -134,16 +137,18 @@ def _overall(progress: Progress, width: int) -> Text:
 def _status(progress: Progress, width: int, memory: Memory | None) -> Text | None:
     """Stage, speed, memory and time, as many as fit; what matters least is left out first."""
     parts: list[tuple[int, Text]] = []
-    if progress.stage:
+    if progress.stage and progress.finished is None:
         parts.append((0, Text(f"▸ {safe_text(progress.stage, limit=200)}", style="cyan")))
     speed = progress.tokens_per_second
     if speed is not None:
         digits = 0 if speed >= 10 else 1
         parts.append((1, Text(f"{speed:,.{digits}f} tokens/s")))
-    if memory is not None and memory.limit > 0:
+    if memory is not None:
         used = Text("memory ")
-        used.append_text(gauge(memory.active / memory.limit, 8))
-        used.append(f" {format_bytes(memory.active)} of {format_bytes(memory.limit)}")
+        if memory.limit:
+            used.append_text(gauge(memory.active / memory.limit, 8)).append(" ")
+        used.append(format_bytes(memory.active))
+        used.append(f" of {format_bytes(memory.limit)}" if memory.limit else "")
         parts.append((2, used))
         parts.append((3, Text(f"peak {format_bytes(memory.peak)}")))
     if progress.finished is None and progress.settled:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mlxroles.dashboard.plain import PlainLines
 from mlxroles.dashboard.progress import Progress
-from mlxroles.dashboard.screen import Screen
+from mlxroles.dashboard.screen import MemorySource, Screen
 from mlxroles.events import CellFailed, Emit, Event, Note
 from mlxroles.text import safe_text
 
@@ -25,7 +25,7 @@ _FAILURES_PRINTED = 20
 
 
 @contextmanager
-def watch(  # noqa: PLR0913 - all but the console are keywords, and say what is shown
+def watch(
     console: Console,
     *,
     mode: Mode,
@@ -34,7 +34,7 @@ def watch(  # noqa: PLR0913 - all but the console are keywords, and say what is 
     directions: Sequence[str],
     headline: str,
     value: str = "tool_call_prob",
-    memory: Callable[[], tuple[float, float, float]] | None = None,
+    memory: MemorySource | None = None,
 ) -> Generator[Emit]:
     """Shows a run on the console while the block runs; yields what takes its events.
 
@@ -88,7 +88,7 @@ def _writer(console: Console) -> Callable[[str], None]:
 def _live(
     console: Console,
     progress: Progress,
-    memory: Callable[[], tuple[float, float, float]] | None,
+    memory: MemorySource | None,
 ) -> Generator[Emit]:
     screen = Screen(progress, memory)
     failures = 0

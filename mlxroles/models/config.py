@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxroles.backend import nn
 from mlxroles.errors import ModelError
-from mlxroles.models import config_keys, config_rope, config_shape, rope_layers
+from mlxroles.models import config_keys, config_rope, config_shape, reference, rope_layers
 from mlxroles.models.findings import Findings, LengthLimit, Reading
 from mlxroles.models.implementation import implementation, nests
 from mlxroles.models.weight_names import TRANSLATIONS, renaming
@@ -20,9 +20,11 @@ from mlxroles.models.weight_names import TRANSLATIONS, renaming
 RULES: tuple[Callable[[Reading, Findings], None], ...] = (
     config_shape.aliases,
     config_rope.rope,
+    reference.absent,
     config_shape.layer_pattern,
     config_shape.window,
     config_shape.ties,
+    config_keys.defects,
     config_keys.activation,
     config_keys.unread,
     config_shape.missing,

@@ -80,12 +80,26 @@ DECISIVE = re.compile(
     .*soft_?cap.* | clip_qkv | .*alibi.* | scale_attn.* | query_pre_attn_scalar
     | attention_multiplier | logits?_scal.* | embedding_multiplier | residual_multiplier
     | use_bidirectional_attention | .*rope.* | .*rotary.* | .*use_qk_norm.* | is_causal
-    | position_embedding_type | .*parallel_(attn|residual) | .*sinks?$ | attn_temperature_tuning | norm_topk_prob | routed_scaling_factor
+    | position_embedding_type | .*parallel_(attn|residual) | .*sinks?$ | attn_temperature_tuning
     """,
     re.VERBOSE,
 )
 """Keys that change attention or logits for certain when they are on."""
 POSITIONS_BY_MODULE = {"gpt2": "absolute", "gpt_bigcode": "absolute"}
+
+
+DEFECTS = {
+    "jamba": "its expert weights are renormalised over the chosen experts, transformers' are not",
+    "phi3small": "its block-sparse layers are not causal",
+}
+"""Known differences of a module that no key controls."""
+
+
+def defects(reading: Reading, found: Findings) -> None:
+    """Warns about modules that are known to compute something else."""
+    name = reading.served.name
+    if name in DEFECTS and (name != "jamba" or reading.text.get("num_experts", 16) > 1):
+        found.warnings.append(f"mlx_lm's {name} deviates from its model: {DEFECTS[name]}")
 
 
 def activation(reading: Reading, found: Findings) -> None:

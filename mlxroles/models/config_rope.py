@@ -7,6 +7,7 @@ most mlx_lm modules only read the old keys and fall back to a default base witho
 from collections.abc import Mapping
 from typing import Any
 
+from mlxroles.models import reference
 from mlxroles.models.findings import Findings, LengthLimit, Reading, shown
 
 BASES = ("rope_theta", "rotary_emb_base")
@@ -104,18 +105,8 @@ def _old_base(reading: Reading) -> object:
         if reading.text.get(key) is not None:
             return reading.text[key]
     if any(reading.served.reads(key) for key in BASES):
-        return reference_base(reading.model_type)
+        return reference.defaults(reading.model_type).get("default_theta")
     return None
-
-
-def reference_base(model_type: str) -> float | None:
-    """Base that transformers uses for a config without one; None if it does not know the type."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if model_type not in CONFIG_MAPPING:
-        return None
-    base = getattr(CONFIG_MAPPING[model_type], "default_theta", None)
-    return base if isinstance(base, float | int) else None
 
 
 def _base(reading: Reading, found: Findings, base: object) -> None:

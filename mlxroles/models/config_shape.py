@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mlxroles.models import reference
 from mlxroles.models.findings import Findings, LengthLimit, Reading, shown
 
 ALIASES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -89,10 +90,9 @@ def window(reading: Reading, found: Findings) -> None:
     found.explained.update((*WINDOWS, "use_sliding_window", "max_window_layers"))
     if reading.text.get("layer_types") and reading.served.reads("layer_types"):
         found.explained.update(("sliding_window_pattern", "global_attn_every_n_layers"))
-    key = next((k for k in WINDOWS if isinstance(reading.text.get(k), int)), None)
-    if key is None or reading.text[key] <= 0 or not _is_active(reading):
+    key, width = _window_of(reading)
+    if width <= 0 or not _is_active(reading):
         return
-    width = reading.text[key]
     if _masks_windows(reading, key):
         return
     kinds = reading.text.get("layer_types")
@@ -103,6 +103,16 @@ def window(reading: Reading, found: Findings) -> None:
     reason = f"{key} {width} is ignored by mlx_lm's {reading.served.name}"
     found.limits.append(LengthLimit(width, reason))
     found.warnings.append(f"{reason}: exact for prompts of at most {width} tokens")
+
+
+def _window_of(reading: Reading) -> tuple[str, int]:
+    """Key and width of the window that the config, or transformers' default for it, asks for."""
+    for key in WINDOWS:
+        if isinstance(reading.text.get(key), int):
+            return key, reading.text[key]
+    width = reference.defaults(reading.model_type).get(WINDOWS[0])
+    absent = WINDOWS[0] not in reading.text
+    return WINDOWS[0], width if absent and isinstance(width, int) else 0
 
 
 def _is_active(reading: Reading) -> bool:

@@ -67,7 +67,9 @@ class _Watched:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return module["weight"].ndim == 2 and not isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
+    return module["weight"].ndim == 2 and not isinstance(
+        module, (nn.Embedding, nn.QuantizedEmbedding)
+    )
 
 
 def projection(network: Network, layer: int, which: str) -> mx.array:
@@ -183,6 +185,6 @@ def _computes(part: tuple[mx.array, mx.array | None], x: mx.array, values: mx.ar
     out = x.astype(mx.float32) @ weight.T
     if bias is not None:
         out = out + bias.astype(mx.float32)
-    return out.size == values.size and distance(
-        out.reshape(values.shape), values
-    ) <= 2 * tolerance(values.dtype)
+    return out.size == values.size and distance(out.reshape(values.shape), values) <= 2 * tolerance(
+        values.dtype
+    )

@@ -1,6 +1,6 @@
 """The finding of a patch run in plain words, with its uncertainty and what speaks against it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxroles import documents
@@ -26,7 +26,7 @@ def sentence(doc: Mapping[str, Any]) -> str:
     if all(each.nothing_to_recover for each in found):
         return _nothing(doc)
     parts = [_direction(doc, each) for each in found]
-    trust = " ".join(part for part in (_scope(doc), _failed(doc)) if part)
+    trust = " ".join(part for part in (_scope(doc), _missing(found), _failed(doc)) if part)
     return " ".join([*parts, trust]).strip()
 
 
@@ -71,9 +71,13 @@ def _direction(doc: Mapping[str, Any], found: Finding) -> str:
     goal = "the tool decision" if "tool" in headline(doc) else f"the decision for {headline(doc)}"
     verb = "restores" if found.gap > 0 else "removes"
     if found.half_layer is None:
-        text = f"{start} never {verb} half of {goal}: the most is {share} at {place}"
+        how = f"{verb} less than half of {goal} so far" if found.unmeasured else ""
+        how = how or f"never {verb} half of {goal}"
+        text = f"{start} {how}: the most is {share} at {place}"
     else:
         text = f"{start} first {verb} half of {goal} at {place} of {_tested(doc)} ({share})"
+        if found.unmeasured and found.unmeasured[0] < layer:
+            text += ", though an earlier layer has no number"
     return f"{text}{_controls(doc, found)}{_edge(doc, found)}"
 
 
@@ -154,6 +158,17 @@ def _scope(doc: Mapping[str, Any]) -> str:
     )
     kind = "brackets are 95 % bootstrap intervals over prompts" if has_interval else "no interval"
     return f"Means over {count} prompts; {kind}."
+
+
+def _missing(found: Sequence[Finding]) -> str:
+    """How many layers have no number; nothing for runs over heads or positions."""
+    counts = {each.direction: len(each.unmeasured) for each in found if each.best_layer is not None}
+    parts = [
+        f"{count} from {documents.donor(direction)} to {documents.recipient(direction)}"
+        for direction, count in counts.items()
+        if count
+    ]
+    return f"Layers without a number: {', '.join(parts)}." if parts else ""
 
 
 def _failed(doc: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ class CaptureFile:
         StoreError: the file exists or cannot be written.
     """
 
-    def __init__(  # noqa: PLR0913 - what a file consists of, all but two by name
+    def __init__(
         self,
         path: Path,
         variables: Sequence[Variable],

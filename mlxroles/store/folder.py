@@ -25,7 +25,7 @@ from mlxroles.store.files import plain_errors, shown
 from mlxroles.store.journal import JournalWriter, decode_line, encode_line, read_journal
 from mlxroles.store.lock import RunLock
 from mlxroles.store.manifest import MANIFEST, agree, read_manifest, refuse_foreign
-from mlxroles.text import slug
+from mlxroles.text import safe_text, slug
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ class RunFolder:
             self.notes.append(f"{differing} cells were stored twice with different values")
 
     @classmethod
-    def open(  # noqa: PLR0913 - options of one call, all but one by name
+    def open(
         cls,
         root: Path,
         *,
@@ -309,15 +309,15 @@ class RunFolder:
         path = self.path / ARRAYS / stored.file
         if slug(stored.file) != stored.file or path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{shown(path)} is missing: the cell {record.id} must be run again"
+                f"{shown(path)} is missing: the cell {safe_text(record.id)} must be run again"
             )
         with plain_errors(path, verb="read"):
             is_whole = path.stat().st_size == stored.n_bytes
             data = path.read_bytes() if is_whole else b""
         if not is_whole or hashlib.sha256(data).hexdigest() != stored.sha256:
             raise IntegrityError(
-                f"{shown(path)} does not hold what was written: the cell {record.id} must be run"
-                " again"
+                f"{shown(path)} does not hold what was written: the cell"
+                f" {safe_text(record.id)} must be run again"
             )
         return data
 

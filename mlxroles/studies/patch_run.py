@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from mlxroles.backend import mx
 from mlxroles.documents import donor, recipient
 from mlxroles.engine import Place, States
 from mlxroles.events import Cell
+from mlxroles.runner import Result
 from mlxroles.studies.patch import DIRECTIONS, Encoded, PatchGrid
 from mlxroles.studies.subject import Subject
 
@@ -19,14 +20,6 @@ ROWS = 8
 
 STATE_BYTES = 2 << 30
 """States of prompts that may be held at once; beyond it prompts go in groups."""
-
-
-class Result(NamedTuple):
-    """A computed cell: the numbers for the journal, and how many tokens were run for it."""
-
-    cell: Cell
-    values: dict[str, Any]
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ class PatchWork:
             logits = self._state(str(coords["baseline"]), p, other=False).logits
             assert logits is not None
             tokens = len(self._tokens(self.grid.prompts[p])[0])
-            yield Result(batch.cells[0], self._measures(logits), tokens)
+            yield Result(batch.cells[0], self._measures(logits), tokens=tokens)
             return
         yield from self._patched(batch, p)
 
@@ -167,7 +160,7 @@ class PatchWork:
             values["kl"] = probes.kl(run.logits[row][0], own.logits[0])
             if foreign is not None:
                 values["donor_head"] = self._measures(foreign[row])
-            yield Result(cell, values, len(tokens))
+            yield Result(cell, values, tokens=len(tokens))
 
     def _through_donor(self, direction: str, final: mx.array) -> np.ndarray | None:
         if not self.donor_head:

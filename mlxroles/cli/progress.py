@@ -1,0 +1,51 @@
+"""Progress of runs that have no bars of their own: one line per cell, or a bar on a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlxroles.cli.output import note
+from mlxroles.dashboard.watch import resolve
+from mlxroles.events import CellDone, CellFailed, Emit, Event, RunStarted, Stage
+from mlxroles.events import Note as NoteEvent
+from mlxroles.text import safe_text
+
+
+@contextmanager
+def progress(*, plain: bool) -> Iterator[Emit]:
+    """Yields what takes the events of a run and shows them on standard error."""
+    console = Console(stderr=True)
+    if resolve("plain" if plain else "auto", console) != "live":
+        yield _line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def emit(event: Event) -> None:
+            match event:
+                case RunStarted(title, _, cells, _):
+                    bar.update(task, description=safe_text(title), total=len(cells))
+                case CellDone():
+                    bar.advance(task)
+                case CellFailed():
+                    bar.advance(task)
+                    _line(event)
+                case NoteEvent():
+                    _line(event)
+
+        yield emit
+
+
+def _line(event: Event) -> None:
+    match event:
+        case RunStarted(title, _, cells, done):
+            note(f"{title}: {len(cells)} cells, {done} done")
+        case Stage(text) | NoteEvent(text):
+            note(text)
+        case CellDone(cell, _, seconds, tokens, restored) if not restored:
+            note(f"{cell.id}  {tokens} tokens  {seconds:.2f} s")
+        case CellFailed(cell, error):
+            note(f"failed {cell.id}: {error}")

@@ -1,0 +1,318 @@
+"""Captures: any sites of any prompts, from one model, to one HDF5 file.
+
+Prompts of one length run as batches; each batch is a cell whose arrays are stored as it is done,
+so that a killed capture goes on where it was. At the end the file is written whole and the parts
+are removed.
+"""
+
+import datetime
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxroles.anatomy import NO_ATTENTION
+from mlxroles.backend import mx
+from mlxroles.edits import ATTENTION_SITES, SITES
+from mlxroles.errors import SpecError, StoreError
+from mlxroles.events import Cell, Emit, Note, RunFinished, Stage
+from mlxroles.forward import forward
+from mlxroles.models.model import Model
+from mlxroles.plan import parse_layers, run_id
+from mlxroles.runner import Result, run
+from mlxroles.store.capture import CaptureFile, Store
+from mlxroles.store.folder import RunFolder
+from mlxroles.store.schema import CAPTURE_VARIABLES
+from mlxroles.studies.patch import Encoded
+from mlxroles.studies.subject import Subject
+from mlxroles.text import did_you_mean
+from mlxroles.versions import versions
+
+NAMES = (*SITES, "logits")
+BATCH_TOKENS = 2048
+"""Tokens per batch: enough to read the weights once for many short prompts."""
+BATCH_NUMBERS = 1 << 28
+"""Numbers kept per batch at most (1 GiB in float32)."""
+
+
+def parse_keep(text: str) -> tuple[str, ...]:
+    """Sites named by a comma-separated list.
+
+    Raises:
+        SpecError: a name that is no site, with the nearest one that is.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in NAMES:
+            raise SpecError(
+                f"no site {name!r}{did_you_mean(name, NAMES)}; sites are {', '.join(NAMES)}"
+            )
+    return names
+
+
+@dataclass(frozen=True)
+class _Batch:
+    cells: tuple[Cell, ...]
+    prompts: tuple[int, ...]
+    group: int = 0
+
+
+class Capture:
+    """A planned capture.
+
+    Args:
+        subject: The one model, under the name ``model``.
+        prompts: What to run.
+        keep: Sites, of ``NAMES``.
+        layers: Layers, as text; None for all.
+        store: Type of the stored numbers.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Encoded],
+        keep: Sequence[str],
+        *,
+        layers: str | None = None,
+        store: Store = "f32",
+    ) -> None:
+        self.subject, self.prompts = subject, tuple(prompts)
+        self.keep, self.store = tuple(keep), store
+        self.layers = parse_layers(layers, subject.n_layers)
+        self.cells = [batch.cells[0] for batch in self._all_batches()]
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes what the file holds."""
+        return {
+            "kind": "capture",
+            "model": self.subject.sides["model"].identity,
+            "prompts": [[p.id, p.digest] for p in self.prompts],
+            "keep": list(self.keep),
+            "layers": list(self.layers.layers),
+            "store": self.store,
+        }
+
+    @property
+    def model(self) -> Model:
+        """The model, loaded on first use."""
+        return self.subject.model("model")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(p.n_tokens for p in self.prompts)
+
+    # --- batches ------------------------------------------------------------------------------
+
+    def _all_batches(self) -> list[_Batch]:
+        by_length: dict[int, list[int]] = {}
+        for n, prompt in enumerate(self.prompts):
+            by_length.setdefault(prompt.n_tokens, []).append(n)
+        batches = []
+        for length, members in sorted(by_length.items()):
+            rows = max(1, BATCH_TOKENS // length)
+            if "pattern" in self.keep:
+                per_row = len(self.layers) * 32 * length * length
+                rows = max(1, min(rows, BATCH_NUMBERS // per_row))
+            for i in range(0, len(members), rows):
+                some = tuple(members[i : i + rows])
+                cell = Cell(f"capture/p{some[0]:04d}-p{some[-1]:04d}", {"prompts": list(some)})
+                batches.append(_Batch((cell,), some))
+        return batches
+
+    def batches(self, pending: Sequence[Cell]) -> list[_Batch]:
+        """Batches whose cells are pending."""
+        ids = {cell.id for cell in pending}
+        return [batch for batch in self._all_batches() if batch.cells[0].id in ids]
+
+    def prepare(self, batches: Sequence[_Batch]) -> None:
+        """Loads the model and checks every prompt before the first is run."""
+        self.model.check_tokens([self.prompts[n].ids for b in batches for n in b.prompts])
+
+    def compute(self, batch: _Batch) -> Iterator[Result]:
+        """Runs a batch: one array per site and layer [prompt, ...]."""
+        tokens = mx.array([list(self.prompts[n].ids) for n in batch.prompts])
+        sites = [name for name in self.keep if name != "logits"]
+        kept = forward(
+            self.model.network,
+            tokens,
+            keep=sites,
+            layers=self._layers_for(sites),
+            logits="logits" in self.keep,
+        )
+        arrays = {
+            f"{site}.{layer}": _numpy(kept[site, layer])
+            for site in sites
+            for layer in kept.layers(site)
+            if layer in self.layers
+        }
+        if kept.logits is not None:
+            arrays["logits"] = _numpy(kept.logits)
+        yield Result(batch.cells[0], {}, arrays, int(tokens.size))
+
+    def _layers_for(self, sites: Sequence[str]) -> list[int]:
+        """Layers to keep: those asked for that have attention, where its sites are asked for."""
+        blocks = self.model.network.anatomy.blocks
+        wanted = list(self.layers.layers)
+        if not set(sites) & set(ATTENTION_SITES) or len(blocks) != self.model.n_layers:
+            return wanted
+        return [i for i in wanted if not self._gap(i)] if self._only_attention(sites) else wanted
+
+    @staticmethod
+    def _only_attention(sites: Sequence[str]) -> bool:
+        return set(sites) <= set(ATTENTION_SITES)
+
+    def _gap(self, layer: int) -> bool:
+        missing = self.model.network.block(layer).missing
+        return NO_ATTENTION in missing.get("pattern", "")
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def run(
+        self,
+        emit: Emit,
+        *,
+        results: Path,
+        out: Path | None = None,
+        fresh: bool = False,
+        argv: Sequence[str] = (),
+    ) -> tuple[dict[str, Any], RunFinished]:
+        """Captures what is not captured yet and writes the file.
+
+        Args:
+            emit: Told of progress.
+            results: Folder for the run, where ``out`` is not given.
+            out: The file to write; its parts lie beside it until it is whole.
+            fresh: Replace a file that is there already.
+            argv: The command, for the record.
+
+        Raises:
+            StoreError: the file exists and holds something else, or cannot be written.
+        """
+        identity = self.identity()
+        name = self.subject.display
+        run_name = run_id(identity)
+        path = out or results / f"capture_{name}" / run_name / "capture.h5"
+        if not fresh and path.exists():
+            if _stored_run(path) != run_name:
+                raise StoreError(
+                    f"{path} exists and holds another capture: choose another --out, or pass "
+                    "--fresh to replace it"
+                )
+            emit(Note(f"{path} holds this capture already"))
+            return self._document(path, run_name), RunFinished(len(self.cells), 0, 0.0)
+        parts = None if out is None else out.with_name(out.name + ".parts")
+        with RunFolder.open(
+            results,
+            experiment=f"capture_{name}",
+            identity=identity,
+            manifest={"argv": list(argv), "versions": versions()},
+            folder=parts,
+            fresh=fresh and parts is not None,
+        ) as folder:
+            self.subject.on_load = lambda text: emit(Stage(text))
+            finished = run(self, self.cells, folder, emit, title=f"capture {name}")
+            if finished.interrupted is None and not finished.failed:
+                emit(Stage(f"writing {path}"))
+                self._write(folder, path, run_name, fresh=fresh)
+        if finished.interrupted is None and not finished.failed:
+            shutil.rmtree(parts if parts is not None else path.parent / "arrays")
+        return self._document(path, run_name), finished
+
+    def _write(self, folder: RunFolder, path: Path, run_name: str, *, fresh: bool) -> None:
+        stored = folder.records()
+        first = folder.arrays(self.cells[0].id)
+        sizes = self._sizes(first)
+        variables = [CAPTURE_VARIABLES[name] for name in (*self.keep, "tokens", "length")]
+        coords: dict[str, Any] = {
+            axis: sizes[axis] for variable in variables for axis in variable.axes if axis in sizes
+        }
+        coords |= {"prompt": [p.id for p in self.prompts], "layer": list(self.layers.layers)}
+        with CaptureFile(
+            path,
+            variables,
+            coords={a: c for a, c in coords.items() if any(a in v.axes for v in variables)},
+            attrs=self._attributes(run_name, first),
+            store=self.store,
+            overwrite=fresh,
+        ) as file:
+            for cell in self.cells:
+                self._put(file, stored[cell.id].coords["prompts"], folder.arrays(cell.id))
+
+    def _sizes(self, first: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Length of every axis, from the model and the first batch."""
+        model, blocks = self.model, self.model.network.anatomy.blocks
+        sizes = {axis: self.longest for axis in ("position", "query", "key")}
+        sizes |= {"d_model": model.d_model, "vocab": model.vocab}
+        sizes["head"] = max((b.heads for b in blocks), default=0)
+        sizes["kv_head"] = max((b.kv_heads for b in blocks), default=0)
+        widths = [a.shape[-1] for name, a in first.items() if name[0] in "qkvz" and "." in name]
+        sizes["d_head"] = max(widths, default=model.d_head)
+        return sizes
+
+    def _put(
+        self, file: CaptureFile, prompts: Sequence[int], arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        for row, n in enumerate(prompts):
+            length = self.prompts[n].n_tokens
+            file.put("tokens", (n, slice(0, length)), np.array(self.prompts[n].ids, dtype="i4"))
+            file.put("length", (n,), np.int32(length))
+            for name, array in arrays.items():
+                site, _, layer = name.partition(".")
+                place = (n,) if not layer else (n, self.layers.layers.index(int(layer)))
+                extent = tuple(slice(0, size) for size in array.shape[1:])
+                file.put(site, (*place, *extent), array[row])
+
+    def _attributes(self, run_name: str, first: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        model = self.model
+        have = {site: [n for n in first if n.startswith(f"{site}.")] for site in self.keep}
+        gaps = {
+            site: [i for i in self.layers if f"{site}.{i}" not in found]
+            for site, found in have.items()
+            if site != "logits"
+        }
+        return {
+            "run_id": run_name,
+            "model": str(self.subject.sides["model"].folder),
+            "model_sha256": self.subject.sides["model"].identity["sha256"],
+            "architecture": model.architecture,
+            "n_heads": model.n_heads,
+            "n_kv_heads": model.n_kv_heads,
+            "layers_without": {site: gap for site, gap in gaps.items() if gap},
+            "repairs": list(model.repairs),
+            "warnings": list(model.warnings),
+            "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "versions": versions(),
+        }
+
+    def _document(self, path: Path, run_name: str) -> dict[str, Any]:
+        return {
+            "schema": "mlxroles/capture/1",
+            "file": str(path),
+            "run_id": run_name,
+            "model": str(self.subject.sides["model"].folder),
+            "prompts": [{"id": p.id, "n_tokens": p.n_tokens} for p in self.prompts],
+            "keep": list(self.keep),
+            "layers": list(self.layers.layers),
+            "store": self.store,
+            "bytes": path.stat().st_size if path.exists() else None,
+        }
+
+
+def _numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32))
+
+
+def _stored_run(path: Path) -> str | None:
+    """Run id inside a capture file, or None where it is none."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("run_id"))
+    except OSError:
+        return None
