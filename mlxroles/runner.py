@@ -176,18 +176,12 @@ class _Job:
         left = {cell.id: cell for cell in batch.cells}
         began = self.clock()
         try:
-            for result in self.study.compute(batch):
-                now = self.clock()
-                self.folder.record(
-                    result.cell,
-                    result.values,
-                    result.arrays,
-                    seconds=now - began,
-                    attempt=attempt,
-                )
-                self.emit(CellDone(result.cell, result.values, now - began, result.tokens))
-                began = now
-                del left[result.cell.id]
+            results = list(self.study.compute(batch))
+            seconds = (self.clock() - began) / max(1, len(results))
+            for cell, values, arrays, tokens in results:
+                self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
+                self.emit(CellDone(cell, values, seconds, tokens))
+                del left[cell.id]
         except (MlxrolesError, KeyboardInterrupt):
             raise
         except Exception as error:  # noqa: BLE001  (a failed cell is recorded and the run goes on)

@@ -1,5 +1,6 @@
 """Versions of everything that may change a number, for manifests and documents."""
 
+import datetime
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -17,3 +18,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found | {"platform": platform.platform()}
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

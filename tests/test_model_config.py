@@ -65,6 +65,12 @@ CLEAN = [
     typed("mistral", sliding_window=None),
     typed("starcoder2", hidden_act="gelu", sliding_window=None, rms_norm_eps=...),
     typed("phi3", sliding_window=None, original_max_position_embeddings=4096),
+    typed("mistral", sliding_window=4096, max_position_embeddings=4096),
+    llama(rope_scaling=dict(LLAMA3)),
+    typed(
+        "qwen2",
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ),
     typed("llama", quantization={"group_size": 64, "bits": 4}),
     typed("olmo2", attention_dropout=0.0, initializer_range=0.02, eos_token_id=[1, 2]),
 ]
@@ -125,6 +131,13 @@ REPAIRS = [
         typed("exaone4", head_dim=16, sliding_window=8, layer_types=LOCAL_THEN_FULL),
         {"sliding_window_pattern": "LLG", "rope_scaling": None},
     ),
+    (llama(rms_norm_eps=...), {"rms_norm_eps": 1e-6}),
+    (typed("gemma2", head_dim=16, hidden_act="gelu_new"), {"query_pre_attn_scalar": 256}),
+    (
+        {"model_type": "gpt_bigcode", "n_embd": 8, "n_layer": 1, "n_inner": None, "n_head": 2}
+        | {"n_positions": 9, "layer_norm_epsilon": 1e-5, "vocab_size": 9},
+        {"n_inner": 32},
+    ),
     (typed("qwen3_moe", num_local_experts=4, head_dim=...), {"num_experts": 4, "head_dim": 16}),
     (
         llama(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
@@ -165,6 +178,7 @@ def test_a_multimodal_config_is_repaired_where_its_language_model_reads():
 WINDOWS = [
     (typed("mistral", sliding_window=16), 16),
     (typed("mistral", sliding_window=16, layer_types=["sliding_attention"] * 4), 16),
+    (typed("mistral", max_position_embeddings=8192), 4096),
     (typed("phi3", sliding_window=16), 16),
     (typed("gemma2", head_dim=16, sliding_window=16, hidden_act="gelu_pytorch_tanh"), 16),
     (typed("starcoder2", hidden_act="gelu", sliding_window=16), 16),
@@ -201,9 +215,10 @@ def test_longrope_takes_the_short_factors_and_says_up_to_where():
 REFUSED = [
     ({}, "no model_type"),
     ({"model_type": "no_such_model"}, "model type not supported"),
+    ({"model_type": "olmo"}, "olmo"),  # not importable, or without its keys
     ({"model_type": "../evil"}, "no model module"),
     ({"model_type": "rope_utils"}, "no model module"),
-    (llama(rms_norm_eps=...), "lacks rms_norm_eps"),
+    (llama(intermediate_size=...), "lacks intermediate_size"),
     (llama(hidden_act="relu"), "hidden_act = 'relu'"),
     (llama(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
     (llama(attn_logit_softcapping=50.0), "attn_logit_softcapping = 50.0"),
@@ -256,6 +271,10 @@ WARNED = [
         "the tanh approximation of GELU",
     ),
     (llama(rope_scaling={"type": "llama3", **LLAMA3, "extra": 2}), "rope extra = 2 is ignored"),
+    (
+        typed("phi3small", ff_intermediate_size=9, rope_theta=...),
+        "block-sparse layers are not causal",
+    ),
     (llama(model_file="own.py", model_type="mine"), "brings its own code"),
 ]
 

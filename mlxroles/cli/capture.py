@@ -57,7 +57,7 @@ def command(**given: Any) -> int:
     from mlxroles.cli.progress import progress
     from mlxroles.cli.status import exit_status
     from mlxroles.studies.capture import Capture, parse_keep
-    from mlxroles.studies.patch_sweep import encoded
+    from mlxroles.studies.inputs import encoded
     from mlxroles.studies.subject import Subject
 
     keep = parse_keep(given["keep"])

@@ -102,4 +102,6 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of token ids such as 508 or 5,6") from None
+        raise click.BadParameter(
+            f"{value!r} is not a list of token ids such as 508 or 5,6"
+        ) from None

@@ -32,7 +32,9 @@ RESULTS = Path("results")
     help="Token positions to patch; 'each' makes a cell per position.",
 )
 @click.option(
-    "--heads", metavar="A-B|each", help="With --site z: heads to patch; 'each' makes a cell per head."
+    "--heads",
+    metavar="A-B|each",
+    help="With --site z: heads to patch; 'each' makes a cell per head.",
 )
 @prompt_options
 @measured_options
@@ -68,8 +70,9 @@ def command(**given: Any) -> int:
     pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
     from mlxroles.backend import memory
     from mlxroles.prompts import load_prompts
+    from mlxroles.studies.inputs import DEFAULT_PROMPT
     from mlxroles.studies.patch import CONTROLS
-    from mlxroles.studies.patch_sweep import DEFAULT_PROMPT, PatchOptions, PatchSweep
+    from mlxroles.studies.patch_sweep import PatchOptions, PatchSweep
     from mlxroles.studies.subject import Subject, fitting
 
     subject = Subject.of_pair(

@@ -91,9 +91,10 @@ def window(reading: Reading, found: Findings) -> None:
     if reading.text.get("layer_types") and reading.served.reads("layer_types"):
         found.explained.update(("sliding_window_pattern", "global_attn_every_n_layers"))
     key, width = _window_of(reading)
-    if width <= 0 or not _is_active(reading):
+    longest = reading.text.get("max_position_embeddings")
+    if width <= 0 or (isinstance(longest, int) and width >= longest):
         return
-    if _masks_windows(reading, key):
+    if not _is_active(reading) or _masks_windows(reading, key):
         return
     kinds = reading.text.get("layer_types")
     if reading.served.name in PER_LAYER_MASK and kinds is not None:

@@ -5,7 +5,6 @@ so that a killed capture goes on where it was. At the end the file is written wh
 are removed.
 """
 
-import datetime
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from mlxroles.runner import Result, run
 from mlxroles.store.capture import CaptureFile, Store
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.schema import CAPTURE_VARIABLES
-from mlxroles.studies.patch import Encoded
+from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.subject import Subject
 from mlxroles.text import did_you_mean
-from mlxroles.versions import versions
+from mlxroles.versions import now, versions
 
 NAMES = (*SITES, "logits")
 BATCH_TOKENS = 2048
@@ -246,7 +245,7 @@ class Capture:
     def _sizes(self, first: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Length of every axis, from the model and the first batch."""
         model, blocks = self.model, self.model.network.anatomy.blocks
-        sizes = {axis: self.longest for axis in ("position", "query", "key")}
+        sizes = dict.fromkeys(("position", "query", "key"), self.longest)
         sizes |= {"d_model": model.d_model, "vocab": model.vocab}
         sizes["head"] = max((b.heads for b in blocks), default=0)
         sizes["kv_head"] = max((b.kv_heads for b in blocks), default=0)
@@ -285,7 +284,7 @@ class Capture:
             "layers_without": {site: gap for site, gap in gaps.items() if gap},
             "repairs": list(model.repairs),
             "warnings": list(model.warnings),
-            "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created": now(),
             "versions": versions(),
         }
 

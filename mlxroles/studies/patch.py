@@ -9,35 +9,16 @@ computed in ``patch_run`` and summed up in ``patch_document``.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mlxroles.errors import SpecError
 from mlxroles.events import Cell
 from mlxroles.plan import LayerRange, Positions, cell_id, parse_layers, parse_positions
 from mlxroles.store.schema import Variable
+from mlxroles.studies.inputs import Encoded
 
 SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
 CONTROLS = ("other_prompt", "random")
 DIRECTIONS = ("base_to_instruct", "instruct_to_base")
 SIDES = ("base", "instruct")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as token ids, the same for both models."""
-
-    id: str
-    ids: tuple[int, ...]
-    digest: str
-    """SHA-256 of the ids."""
-    other: tuple[int, ...] = ()
-    """Ids of the same number whose activations serve as a control."""
-    category: str | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -58,7 +39,7 @@ class PatchGrid:
     n_heads: int = 0
 
     @classmethod
-    def read(  # noqa: PLR0913  (one keyword per option of the command)
+    def read(
         cls,
         prompts: Sequence[Encoded],
         *,
@@ -76,10 +57,14 @@ class PatchGrid:
         if heads is not None and site != "z":
             raise SpecError(f"--heads goes with --site z; {site} has no heads")
         if heads == "each" and positions == "each":
-            raise SpecError("--heads each and --positions each together are not one sweep; drop one")
+            raise SpecError(
+                "--heads each and --positions each together are not one sweep; drop one"
+            )
         for control in controls:
             if control not in CONTROLS:
-                raise SpecError(f"control {control!r} is unknown; use {', '.join(CONTROLS)} or none")
+                raise SpecError(
+                    f"control {control!r} is unknown; use {', '.join(CONTROLS)} or none"
+                )
         if heads not in (None, "each"):
             parse_heads(heads, n_heads)
         for prompt in prompts:
@@ -146,21 +131,6 @@ def parse_heads(text: str, n_heads: int) -> tuple[int, ...]:
         return parse_layers(text, n_heads).layers
     except SpecError as error:
         raise SpecError(str(error).replace("layer", "head")) from error
-
-
-def other_tokens(
-    ids: Sequence[int], text_ids: Sequence[int] | None, rng: np.random.Generator
-) -> tuple[int, ...]:
-    """Ids of another text, as many as ``ids``, for the control donor.
-
-    With a text, its tokens are repeated to the length, after the prompt's first token (BOS or
-    its stand-in), so that the text's end meets the prompt's; without one, the prompt's own tokens
-    but the first are shuffled.
-    """
-    rest = len(ids) - 1
-    if text_ids:
-        return (ids[0], *(text_ids[(i - rest) % len(text_ids)] for i in range(rest)))
-    return (ids[0], *(int(ids[1 + i]) for i in rng.permutation(rest)))
 
 
 MEASURES = {

@@ -94,7 +94,8 @@ def summary(doc: Values) -> dict[str, Any]:
     found: dict[str, Any] = dict(study)
     for direction in by_direction:
         recoveries, increments = column(direction, "recovery"), column(direction, "increment")
-        assert recoveries is not None and increments is not None
+        assert recoveries is not None
+        assert increments is not None
         steepest = probes.peak(increments, doc["n_layers"])
         short = _SHORT[direction]
         found[direction] = {

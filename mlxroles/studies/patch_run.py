@@ -12,7 +12,8 @@ from mlxroles.documents import donor, recipient
 from mlxroles.engine import Place, States
 from mlxroles.events import Cell
 from mlxroles.runner import Result
-from mlxroles.studies.patch import DIRECTIONS, Encoded, PatchGrid
+from mlxroles.studies.inputs import Encoded
+from mlxroles.studies.patch import DIRECTIONS, PatchGrid
 from mlxroles.studies.subject import Subject
 
 ROWS = 8
@@ -42,7 +43,7 @@ class PatchWork:
         donor_head: Also read the patched stream with the donor's norm and head.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         subject: Subject,
         grid: PatchGrid,
@@ -181,5 +182,3 @@ class PatchWork:
         """Numbers of one run from its logits [n, vocab] at the prompt's end and after."""
         chain = {self.targets.headline: probes.chain_log_prob(logits, self.chain)}
         return probes.measure(logits[0], self.targets, decode=self.decode, chain=chain)
-
-

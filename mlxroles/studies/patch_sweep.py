@@ -1,40 +1,32 @@
 """One patch sweep from the user's words to its document: prompts read, cells run, files written."""
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mlxroles import probes, report
-from mlxroles.errors import PromptError, SpecError
+from mlxroles import report
+from mlxroles.errors import SpecError
 from mlxroles.events import Emit, Note, RunFinished, Stage
 from mlxroles.plan import run_id
 from mlxroles.plots import patch_figures
-from mlxroles.probes import Target, Targets
-from mlxroles.prompts import Prompt, digest, encode, load_prompts, token_texts
+from mlxroles.prompts import Prompt, digest, token_texts
 from mlxroles.runner import run
 from mlxroles.store.files import write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
+from mlxroles.studies.inputs import encoded, targets_for
 from mlxroles.studies.patch import (
     CONTROLS,
     DIRECTIONS,
     SIDES,
-    Encoded,
     PatchGrid,
-    other_tokens,
     outputs,
 )
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
 from mlxroles.studies.subject import Subject, attention_heads
-from mlxroles.versions import versions
-
-DEFAULT_PROMPT = "notepad"
-CONTROL_TEXT = Path(__file__).parent.parent / "data" / "control.txt"
+from mlxroles.versions import now, versions
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,7 @@ class PatchSweep:
         MlxrolesError: something asked for does not exist or does not fit.
     """
 
-    def __init__(
-        self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions
-    ) -> None:
+    def __init__(self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions) -> None:
         self.subject, self.options = subject, options
         self.notes: list[str] = []
         self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
@@ -158,7 +148,7 @@ class PatchSweep:
             "versions": versions(),
             "models": {name: str(s.folder) for name, s in self.subject.sides.items()},
             "token_ids": {p.id: list(p.ids) for p in self.grid.prompts},
-            "started": _now(),
+            "started": now(),
         }
         with RunFolder.open(
             results,
@@ -194,7 +184,7 @@ class PatchSweep:
             "display": self.subject.display,
             "d1_group": self.subject.d1_group,
             "n_layers": self.subject.n_layers,
-            "timestamp": _now(),
+            "timestamp": now(),
             "versions": versions(),
             "interrupted": finished.interrupted,
             "failed_cells": failed,
@@ -245,69 +235,3 @@ def packed(grid: PatchGrid, records: Sequence[Record]) -> tuple[dict[str, Any], 
 
 def _place(coords: Any) -> str:
     return str(coords.get("head", coords.get("heads", coords["position"])))
-
-
-def encoded(
-    subject: Subject, prompts: Sequence[Prompt], *, seed: int, note: Any = None, **how: Any
-) -> tuple[Encoded, ...]:
-    """The prompts as ids, each with as many ids of the control text.
-
-    Args:
-        subject: Its tokenizer and vocabulary.
-        prompts: At least one.
-        seed: Of the shuffle that stands in for the control text where there is no tokenizer.
-        note: Told of anything unexpected, one line each.
-        how: Passed on to ``prompts.encode``: tools, system, raw.
-    """
-    if not prompts:
-        raise PromptError("there is no prompt to run; give at least one")
-    needs_text = any(prompt.ids is None for prompt in prompts)
-    tokenizer = subject.tokenizer if needs_text or subject.tokenizer is not None else None
-    control = None
-    if tokenizer is not None:
-        text = CONTROL_TEXT.read_text(encoding="utf-8").strip()
-        control = tokenizer.encode(text, add_special_tokens=False)
-        control = [i for i in control if i < subject.vocab]
-    found = []
-    for n, prompt in enumerate(prompts):
-        ids = encode(prompt, tokenizer, vocab_size=subject.vocab, note=note, **how)
-        row = tuple(int(i) for i in ids)
-        other = other_tokens(row, control, np.random.default_rng([seed, n]))
-        found.append(Encoded(prompt.id, row, digest(row), other, prompt.category))
-    return tuple(found)
-
-
-def targets_for(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    strings: Sequence[str],
-    token_ids: Sequence[int],
-) -> Targets:
-    """What is measured: the given ids, the given strings, or those that the prompt names.
-
-    Raises:
-        PromptError: strings without a tokenizer, or ids outside the vocabulary.
-    """
-    if token_ids:
-        ids = tuple(token_ids)
-        name = "token " + " ".join(map(str, ids))
-        target = Target(name, ids, ids[:1], tuple(sorted(set(ids))))
-        found = Targets((target,), name)
-        found.check(subject.vocab)
-        return found
-    if subject.tokenizer is None:
-        raise PromptError(
-            "the models have no tokenizer to read strings with; name the ids to measure with "
-            "--token-ids"
-        )
-    named = next((p for p in prompts if p.strings), None)
-    if not strings:
-        named = named or load_prompts(DEFAULT_PROMPT)[0]
-        return probes.targets(
-            named.strings, named.headline, subject.tokenizer, vocab_size=subject.vocab
-        )
-    return probes.targets(strings, strings[0], subject.tokenizer, vocab_size=subject.vocab)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,231 @@
+"""Probes: what a model is about to say after each prompt, in the measures of ``probes``.
+
+The cells are (model, prompt, variant): a variant is the prompt as it stands, without the tools it
+offers, or under a system message. Every string is measured whole, teacher-forced, from the
+prompt's keys and values where the architecture has a plain cache.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxroles import probes, stats
+from mlxroles.errors import PromptError
+from mlxroles.events import Cell, Emit, Note, RunFinished, Stage
+from mlxroles.models.model import Model
+from mlxroles.plan import cell_id
+from mlxroles.probes import Targets
+from mlxroles.prompts import Prompt, token_texts
+from mlxroles.runner import Result, run
+from mlxroles.store.folder import RunFolder
+from mlxroles.studies.inputs import Encoded, encoded, targets_for
+from mlxroles.studies.subject import Subject
+from mlxroles.versions import now, versions
+
+SCHEMA = "mlxroles/probe/1"
+
+
+def variants(*, no_tools: bool, system: str | None) -> dict[str, dict[str, Any]]:
+    """Name -> how the prompts are rendered, for every variant asked for."""
+    found: dict[str, dict[str, Any]] = {"default": {}}
+    if no_tools:
+        found["no-tools"] = {"tools": False}
+    if system is not None:
+        found["system"] = {"system": system}
+    if no_tools and system is not None:
+        found["system, no-tools"] = {"tools": False, "system": system}
+    return found
+
+
+@dataclass(frozen=True)
+class _Batch:
+    cells: tuple[Cell, ...]
+    group: int
+
+
+class Probe:
+    """A planned probe.
+
+    Args:
+        subject: One model or a pair.
+        prompts: What is asked.
+        how: From ``variants``.
+        strings: Strings to measure, the headline first; empty for those of the prompt.
+        token_ids: Ids to measure instead.
+        seed: Of the bootstrap over prompts.
+        note: Told of anything unexpected, one line each.
+
+    Raises:
+        PromptError: a variant that a prompt does not have, or nothing to measure.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Prompt],
+        how: Mapping[str, Mapping[str, Any]],
+        *,
+        strings: Sequence[str] = (),
+        token_ids: Sequence[int] = (),
+        seed: int = 0,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.subject, self.seed = subject, seed
+        self.targets = targets_for(subject, prompts, strings, token_ids)
+        for prompt in prompts:
+            if "no-tools" in how and prompt.plain_text is None:
+                raise PromptError(
+                    f"prompt {prompt.id!r} offers no tools that --no-tools could leave out"
+                )
+        self.variants: dict[str, tuple[Encoded, ...]] = {
+            name: encoded(subject, prompts, seed=seed, note=note, **options)
+            for name, options in how.items()
+        }
+        self.cells = [
+            self._cell(side, variant, p)
+            for side in subject.sides
+            for variant in self.variants
+            for p in range(len(prompts))
+        ]
+
+    def _cell(self, side: str, variant: str, p: int) -> Cell:
+        coords = {"model": side, "variant": variant, "prompt": p}
+        return Cell(cell_id(coords), coords)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes numbers."""
+        return {
+            "kind": "probe",
+            "models": {name: side.identity for name, side in self.subject.sides.items()},
+            "prompts": {
+                name: [[p.id, p.digest] for p in rows] for name, rows in self.variants.items()
+            },
+            "strings": self.targets.document(),
+            "headline": self.targets.headline,
+        }
+
+    # --- computing ----------------------------------------------------------------------------
+
+    def batches(self, pending: Sequence[Cell]) -> list[_Batch]:
+        """One batch per cell, model by model."""
+        order = list(self.subject.sides)
+        return [_Batch((cell,), order.index(cell.coords["model"])) for cell in pending]
+
+    def prepare(self, batches: Sequence[_Batch]) -> None:
+        """Loads the model of a group."""
+        self.subject.model(batches[0].cells[0].coords["model"])
+
+    def compute(self, batch: _Batch) -> Iterator[Result]:
+        """The measures of one prompt on one model."""
+        cell = batch.cells[0]
+        model = self.subject.model(cell.coords["model"])
+        ids = self.variants[cell.coords["variant"]][cell.coords["prompt"]].ids
+        row, chains = answers(model, ids, self.targets)
+        values = probes.measure(row, self.targets, decode=self._decode, chain=chains)
+        yield Result(cell, values, tokens=len(ids))
+
+    def _decode(self, token: int) -> str:
+        return token_texts([token], self.subject.tokenizer)[0]
+
+    # --- document -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        emit: Emit,
+        *,
+        results: Path,
+        out: Path | None = None,
+        fresh: bool = False,
+        argv: Sequence[str] = (),
+    ) -> tuple[dict[str, Any], RunFinished]:
+        """Measures what is not measured yet; the document is also written as ``summary.json``."""
+        with RunFolder.open(
+            results,
+            experiment=f"probe_{self.subject.pair or self.subject.display}",
+            identity=self.identity(),
+            manifest={"argv": list(argv), "versions": versions()},
+            folder=out,
+            fresh=fresh,
+        ) as folder:
+            self.subject.on_load = lambda text: emit(Stage(text))
+            for side in self.subject.sides.values():
+                emit(Note(f"{side.name}: {side.folder}"))
+            finished = run(self, self.cells, folder, emit, title=f"probe {self.subject.display}")
+            doc = self._document(folder)
+            folder.write_json("summary.json", doc)
+        return doc, finished
+
+    def _document(self, folder: RunFolder) -> dict[str, Any]:
+        records = folder.records()
+        rows = []
+        for cell in self.cells:
+            record = records.get(cell.id)
+            if record is None or record.status != "ok":
+                continue
+            c = cell.coords
+            prompt = self.variants[c["variant"]][c["prompt"]]
+            about = {"model": c["model"], "prompt": prompt.id, "variant": c["variant"]}
+            rows.append(
+                {**about, "category": prompt.category, "n_tokens": prompt.n_tokens}
+                | dict(record.values)
+            )
+        return {
+            "schema": SCHEMA,
+            "run": str(folder.path),
+            "run_id": folder.run_id,
+            "pair": self.subject.pair,
+            "display": self.subject.display,
+            "headline": self.targets.headline,
+            "strings": self.targets.document(),
+            "rows": rows,
+            "means": self._means(rows),
+            "timestamp": now(),
+            "versions": versions(),
+        }
+
+    def _means(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Per model and variant the mean over prompts with its 95 % bootstrap interval."""
+        found = []
+        for model in self.subject.sides:
+            for variant in self.variants:
+                ours = [r for r in rows if (r["model"], r["variant"]) == (model, variant)]
+                if len(ours) < 2:
+                    continue
+                mean: dict[str, Any] = {"model": model, "variant": variant, "n_prompts": len(ours)}
+                for name in ("p_first_token", "p_chain", "p_union", "log_odds", "entropy"):
+                    column = np.array([r[name] for r in ours], dtype=np.float64)
+                    rng = np.random.default_rng([self.seed, *f"{model} {variant} {name}".encode()])
+                    low, high = stats.bootstrap_mean_ci(column, rng)
+                    mean |= {name: float(stats.nan_mean(column)), f"{name}_ci": [low, high]}
+                found.append(mean)
+        return found
+
+
+def answers(
+    model: Model, ids: Sequence[int], targets: Targets
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Logits after the prompt [vocab], float32, and every string's log-probability after it."""
+    long = {t.text: t.chain for t in targets.strings if len(t.chain) > 1}
+    first = _logits(model.run(ids, positions="last").logits)[0, -1]
+    if not long:
+        return first, {}
+    rows = [list(chain[:-1]) for chain in long.values()]
+    if model.network.anatomy.plain_cache:
+        after = _logits(model.run(rows, prefix=model.prefix(ids)).logits)
+    else:
+        whole = _logits(model.run([[*ids, *row] for row in rows]).logits)
+        after = whole[:, len(ids) :]
+    chains = {}
+    for n, (text, chain) in enumerate(long.items()):
+        steps = np.concatenate([first[None], after[n, : len(chain) - 1]])
+        chains[text] = probes.chain_log_prob(steps, chain)
+    return first, chains
+
+
+def _logits(array: Any) -> np.ndarray:
+    from mlxroles.backend import mx
+
+    return np.array(array.astype(mx.float32))
