@@ -103,7 +103,7 @@ class Prefix:
         old = [mx.broadcast_to(a, (rows, *a.shape[1:])) for a in (self.k, self.v)]
         return mx.concatenate([old[0], keys], axis=2), mx.concatenate([old[1], values], axis=2)
 
-    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:  # noqa: FBT001, FBT002 (mlx_lm's own signature)
+    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """Mask for ``n`` new positions after the prefix."""
         from mlx_lm.models.cache import create_attention_mask
 

@@ -25,6 +25,9 @@ SIDES = ("base", "instruct")
 KINDS = ("pair", "family")
 """What an entry is meant for: patching studies or role studies."""
 
+TEMPLATES = ("same", "instruct")
+"""Whose chat template renders conversations: both models' if they agree, or the instruct one's."""
+
 _DATA = Path(__file__).parent / "data"
 _PACKAGE = "package:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -52,6 +55,9 @@ class Pair:
     """Weights of both models together, approximate."""
     d1_group: str | None = None
     """Group of the original patching study, A or B."""
+    template: str = "same"
+    """Whose chat template renders conversations: ``same`` asks that both models' agree,
+    ``instruct`` takes the instruct model's for both."""
     notes: str = ""
     """What a user should know, one line."""
 
@@ -64,7 +70,7 @@ class Pair:
 
 _KEYS: Mapping[str, type] = {
     "base": str, "instruct": str, "display": str, "kind": str, "n_layers": int,
-    "d_model": int, "bytes": int, "d1_group": str, "notes": str,
+    "d_model": int, "bytes": int, "d1_group": str, "template": str, "notes": str,
 }  # fmt: skip
 
 
@@ -235,6 +241,9 @@ def _entry(name: str, entry: Mapping[str, Any], label: str, known: Pair | None) 
             raise PairError(f"{label} {key} is empty; expected a Hub id or a folder")
     if entry.get("kind", "pair") not in KINDS:
         raise PairError(f"{label} kind = {entry['kind']!r}: expected one of {', '.join(KINDS)}")
+    if entry.get("template", "same") not in TEMPLATES:
+        expected = ", ".join(TEMPLATES)
+        raise PairError(f"{label} template = {entry['template']!r}: expected one of {expected}")
     if known is not None:
         return replace(known, **entry)
     lacking = [side for side in SIDES if side not in entry]

@@ -8,7 +8,7 @@ move into a process of its own.
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -88,7 +88,7 @@ class _Signals:
 
 
 @contextmanager
-def _noted_signals() -> Iterator[_Signals]:
+def _noted_signals() -> Generator[_Signals]:
     """SIGINT, SIGTERM and SIGHUP are noted while the block runs; a second one interrupts it."""
     noted = _Signals()
     before: dict[int, Any] = {}

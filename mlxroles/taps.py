@@ -146,7 +146,7 @@ def _sdpa_dispatcher(original: Callable[..., mx.array]) -> Callable[..., mx.arra
     return scaled_dot_product_attention
 
 
-def _attention_call(q: Any, k: Any, v: Any, names: Mapping[str, Any], fused: Any, frame: Frame):  # noqa: ANN202, PLR0913
+def _attention_call(q: Any, k: Any, v: Any, names: Mapping[str, Any], fused: Any, frame: Frame):  # noqa: ANN202
     return AttentionCall(
         q=q[...],  # mlx_lm's quantised attention scales its q in place
         k=k,

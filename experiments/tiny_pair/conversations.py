@@ -239,3 +239,10 @@ def chat(rng: np.random.Generator, n_turns: int, *, held_out: bool = False) -> C
             text, answer = ask(rng, held_out=held_out)[:2]
         messages += [_say("user", text), _say("assistant", answer)]
     return Conversation(messages, False, False)
+
+
+def quiz(rng: np.random.Generator) -> Conversation:
+    """One yes/no question with its answer."""
+    asked = yes_no(rng, held_out=False)
+    messages = [_say("user", asked.text), _say("assistant", asked.answer)]
+    return Conversation(messages, False, False)

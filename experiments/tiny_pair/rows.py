@@ -6,12 +6,13 @@ count: all of a text, the answers of a conversation, the second and later rounds
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from experiments.tiny_pair.conversations import Conversation, chat, notepad
+from experiments.tiny_pair.conversations import Conversation, chat, notepad, quiz
 from experiments.tiny_pair.documents import document
 from experiments.tiny_pair.tokenizer import BOS, EOS, ROLES, SPECIALS, TOOL_TAGS
 
@@ -58,6 +59,7 @@ class RowMaker:
         makers = {
             "text": self.packed_text,
             "chat": self.packed_chat,
+            "quiz": self.packed_quiz,
             "notepad": self.one_notepad,
             "repeats": self.repeats,
         }
@@ -83,10 +85,17 @@ class RowMaker:
 
     def packed_chat(self, rng: np.random.Generator, size: int) -> Row:
         """Conversations of questions and answers one after the other."""
+        return self._packed(lambda: chat(rng, int(rng.integers(1, 5))), size)
+
+    def packed_quiz(self, rng: np.random.Generator, size: int) -> Row:
+        """Single yes/no questions one after the other."""
+        return self._packed(lambda: quiz(rng), size)
+
+    def _packed(self, draw: Callable[[], Conversation], size: int) -> Row:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < size:
-            row = self.conversation(chat(rng, int(rng.integers(1, 5))))
+            row = self.conversation(draw())
             ids += row.ids
             weights += row.weights
         return Row(ids[:size], weights[:size])

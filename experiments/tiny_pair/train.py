@@ -56,10 +56,10 @@ CONFIG = {
 }
 
 
-TEXT_20_CHAT_20 = {"text": 0.2, "chat": 0.2, "repeats": 0.6}
-TEXT_35_CHAT_45 = {"text": 0.35, "chat": 0.45, "repeats": 0.2}
-NOTEPAD_40 = {"text": 0.15, "chat": 0.3, "notepad": 0.4, "repeats": 0.15}
-NOTEPAD_55 = {"text": 0.05, "chat": 0.25, "notepad": 0.55, "repeats": 0.15}
+COPY_MIX = {"text": 0.2, "chat": 0.2, "repeats": 0.6}
+SHORT_MIX = {"text": 0.25, "chat": 0.2, "quiz": 0.4, "repeats": 0.15}
+NOTEPAD_MIX = {"text": 0.1, "chat": 0.2, "quiz": 0.15, "notepad": 0.4, "repeats": 0.15}
+INSTRUCT_MIX = {"text": 0.05, "chat": 0.15, "quiz": 0.15, "notepad": 0.5, "repeats": 0.15}
 """Kinds of rows and their shares."""
 
 
@@ -80,14 +80,14 @@ class Phase:
 
 
 BASE_PHASES = (
-    Phase("copy", 300, 64, 48, (2e-3, 2e-3), TEXT_20_CHAT_20, is_guided=True),
-    Phase("short", 900, 32, 96, (2.5e-3, 1.5e-3), TEXT_35_CHAT_45),
-    Phase("middle", 300, 20, 192, (1.5e-3, 8e-4), NOTEPAD_40),
-    Phase("long", 200, 10, 416, (8e-4, 1e-4), NOTEPAD_40),
+    Phase("copy", 300, 64, 48, (2e-3, 2e-3), COPY_MIX, is_guided=True),
+    Phase("short", 900, 32, 96, (2.5e-3, 1.5e-3), SHORT_MIX),
+    Phase("middle", 300, 20, 192, (1.5e-3, 8e-4), NOTEPAD_MIX),
+    Phase("long", 200, 10, 416, (8e-4, 1e-4), NOTEPAD_MIX),
 )
 INSTRUCT_PHASES = (
-    Phase("middle", 250, 20, 192, (1e-3, 6e-4), NOTEPAD_55),
-    Phase("long", 200, 10, 416, (6e-4, 5e-5), NOTEPAD_55),
+    Phase("middle", 250, 20, 192, (1e-3, 6e-4), INSTRUCT_MIX),
+    Phase("long", 200, 10, 416, (6e-4, 5e-5), INSTRUCT_MIX),
 )
 GUIDED = {(0, 1): "previous", (1, 4): "previous", (2, 5): "match", (3, 2): "match"}
 """(layer, head) -> what it is told to look at during the guided phase."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.inputs import chosen_prompts, model_options, prompt_options
+from mlxroles.cli.inputs import chosen_prompts, loading, model_options, prompt_options
 from mlxroles.cli.options import json_option, plain_option
 from mlxroles.cli.output import note, print_json
 
@@ -61,13 +61,7 @@ def command(**given: Any) -> int:
     from mlxroles.studies.subject import Subject
 
     keep = parse_keep(given["keep"])
-    subject = Subject.of_model(
-        given["model_ref"],
-        options={
-            "allow_window_mismatch": given["allow_window_mismatch"],
-            "trust_remote_code": given["trust_remote_code"],
-        },
-    )
+    subject = Subject.of_model(given["model_ref"], **loading(given))
     capture = Capture(
         subject,
         encoded(subject, prompts, seed=0, note=note),

@@ -60,11 +60,22 @@ def model_options(command: Command) -> Command:
         is_flag=True,
         help="Go on with a prompt longer than a sliding window that mlx_lm ignores.",
     )(command)
+    command = click.option(
+        "--template",
+        type=click.Choice(["same", "instruct"]),
+        help="Chat template of a pair: 'instruct' takes the instruct model's where they differ.",
+    )(command)
     return click.option(
         "--resident",
         type=click.IntRange(1, 2),
         help="Models in memory at once.  [default: 2 if they fit]",
     )(command)
+
+
+def loading(given: dict[str, Any]) -> dict[str, Any]:
+    """What ``model_options`` said, as keywords for ``Subject``."""
+    options = {name: given[name] for name in ("allow_window_mismatch", "trust_remote_code")}
+    return {"options": options} | ({"template": given["template"]} if given["template"] else {})
 
 
 def chosen_prompts(given: dict[str, Any]) -> list[Any]:

@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.inputs import chosen_prompts, measured_options, model_options, prompt_options
+from mlxroles.cli.inputs import (
+    chosen_prompts,
+    loading,
+    measured_options,
+    model_options,
+    prompt_options,
+)
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.status import exit_status
@@ -75,13 +81,7 @@ def command(**given: Any) -> int:
     from mlxroles.studies.patch_sweep import PatchOptions, PatchSweep
     from mlxroles.studies.subject import Subject, fitting
 
-    subject = Subject.of_pair(
-        pair,
-        options={
-            "allow_window_mismatch": given["allow_window_mismatch"],
-            "trust_remote_code": given["trust_remote_code"],
-        },
-    )
+    subject = Subject.of_pair(pair, **loading(given))
     subject.resident = given["resident"] or fitting(subject, memory().limit)
     controls = {"all": CONTROLS, "none": ()}.get(given["controls"], (given["controls"],))
     options = PatchOptions(

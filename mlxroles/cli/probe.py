@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.inputs import chosen_prompts, measured_options, model_options, prompt_options
+from mlxroles.cli.inputs import (
+    chosen_prompts,
+    loading,
+    measured_options,
+    model_options,
+    prompt_options,
+)
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import note, print_json
 
@@ -44,14 +50,10 @@ def command(**given: Any) -> int:
     from mlxroles.studies.probe import Probe, variants
     from mlxroles.studies.subject import Subject, fitting
 
-    loading = {
-        "allow_window_mismatch": given["allow_window_mismatch"],
-        "trust_remote_code": given["trust_remote_code"],
-    }
     if pair is None:
-        subject = Subject.of_model(given["model_ref"], options=loading)
+        subject = Subject.of_model(given["model_ref"], **loading(given))
     else:
-        subject = Subject.of_pair(pair, options=loading)
+        subject = Subject.of_pair(pair, **loading(given))
     subject.resident = given["resident"] or fitting(subject, memory().limit)
     probe = Probe(
         subject,

@@ -1,6 +1,6 @@
 """Progress of runs that have no bars of their own: one line per cell, or a bar on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from mlxroles.text import safe_text
 
 
 @contextmanager
-def progress(*, plain: bool) -> Iterator[Emit]:
+def progress(*, plain: bool) -> Generator[Emit]:
     """Yields what takes the events of a run and shows them on standard error."""
     console = Console(stderr=True)
     if resolve("plain" if plain else "auto", console) != "live":

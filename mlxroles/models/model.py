@@ -95,7 +95,7 @@ class Model:
 
     # --- running ------------------------------------------------------------------------------
 
-    def run(  # noqa: PLR0913  (one keyword per thing a forward can be asked)
+    def run(
         self,
         tokens: Tokens,
         keep: Sequence[str] = (),
@@ -200,19 +200,19 @@ class Model:
 
     # --- weights per head ---------------------------------------------------------------------
 
-    def W_Q(self, layer: int) -> mx.array:  # noqa: N802  (the field's name)
+    def W_Q(self, layer: int) -> mx.array:
         """Query weights [head, d_model, d_head] of a layer, dequantised to float32."""
         return weights.projection(self.network, layer, "q")
 
-    def W_K(self, layer: int) -> mx.array:  # noqa: N802
+    def W_K(self, layer: int) -> mx.array:
         """Key weights [kv_head, d_model, d_head]; head h uses kv head h // (n_heads / n_kv_heads)."""
         return weights.projection(self.network, layer, "k")
 
-    def W_V(self, layer: int) -> mx.array:  # noqa: N802
+    def W_V(self, layer: int) -> mx.array:
         """Value weights [kv_head, d_model, d_head] of a layer, dequantised to float32."""
         return weights.projection(self.network, layer, "v")
 
-    def W_O(self, layer: int) -> mx.array:  # noqa: N802
+    def W_O(self, layer: int) -> mx.array:
         """Output weights [head, d_head, d_model] of a layer, dequantised to float32."""
         return weights.output(self.network, layer)
 

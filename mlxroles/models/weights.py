@@ -80,7 +80,8 @@ def projection(network: Network, layer: int, which: str) -> mx.array:
     """
     watched = _watched(network, layer)
     call, z = watched.call, watched.z
-    assert call is not None and z is not None
+    assert call is not None
+    assert z is not None
     heads = {"q": call.q.shape[1], "k": call.k.shape[1], "v": call.v.shape[1]}
     widths = {"q": call.q.shape[-1], "k": call.k.shape[-1], "v": call.v.shape[-1]}
     values = call.v.swapaxes(1, 2)

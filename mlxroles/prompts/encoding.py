@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def render(  # noqa: PLR0913 - one keyword per way of telling a prompt
+def render(
     prompt: Prompt,
     tokenizer: Tokenizer | None,
     *,
@@ -106,7 +106,7 @@ def render(  # noqa: PLR0913 - one keyword per way of telling a prompt
     return _apply(template, _first_user_opened(messages, opening), prompt)
 
 
-def encode(  # noqa: PLR0913 - one keyword per way of telling a prompt
+def encode(
     prompt: Prompt,
     tokenizer: Tokenizer | None,
     *,

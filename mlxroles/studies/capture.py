@@ -240,7 +240,8 @@ class Capture:
             overwrite=fresh,
         ) as file:
             for cell in self.cells:
-                self._put(file, stored[cell.id].coords["prompts"], folder.arrays(cell.id))
+                coords: Mapping[str, Any] = stored[cell.id].coords
+                self._put(file, coords["prompts"], folder.arrays(cell.id))
 
     def _sizes(self, first: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Length of every axis, from the model and the first batch."""

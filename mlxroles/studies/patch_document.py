@@ -94,7 +94,9 @@ def summary(doc: Values) -> dict[str, Any]:
     found: dict[str, Any] = dict(study)
     for direction in by_direction:
         recoveries, increments = column(direction, "recovery"), column(direction, "increment")
+        in_prob = column(direction, "recovery_prob")
         assert recoveries is not None
+        assert in_prob is not None
         assert increments is not None
         steepest = probes.peak(increments, doc["n_layers"])
         short = _SHORT[direction]
@@ -103,6 +105,7 @@ def summary(doc: Values) -> dict[str, Any]:
             "peak_effect": study[f"{short}_peak_effect"],
             "peak_depth_pct": study[f"{short}_peak_depth_pct"],
             "first_half_recovery_layer": probes.first_half_layer(recoveries),
+            "first_half_recovery_layer_prob": probes.first_half_layer(in_prob),
             "largest_increment_layer": steepest.layer,
             "largest_increment": steepest.effect,
             "max_control_recovery": _largest_control(doc, direction),
@@ -187,7 +190,7 @@ class _Summed:
         target = self.base.get((recipient(direction), p))
         source = self.base.get((donor(direction), p))
         if target is None or source is None:
-            return dict.fromkeys(layers, {})
+            return {layer: {} for layer in layers}
         cells = {layer: stored.get((p, layer), (None, 0.0))[0] for layer in layers}
         return probes.effects(cells, recipient=target, donor=source, metric=RECOVERY_METRIC)
 

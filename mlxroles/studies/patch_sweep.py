@@ -1,6 +1,6 @@
 """One patch sweep from the user's words to its document: prompts read, cells run, files written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,7 @@ class PatchSweep:
             doc["figures"] = patch_figures(doc, folder.path / "figures")
             page = report.html(doc, doc["figures"])
             write_atomic(folder.path / "report.html", page.encode())
+            write_atomic(folder.path / "summary.md", report.markdown(doc).encode())
         folder.write_json("summary.json", doc)
         coords, rows = packed(self.grid, records)
         pack(folder, outputs(), coords, records=rows)
@@ -212,7 +213,8 @@ def packed(grid: PatchGrid, records: Sequence[Record]) -> tuple[dict[str, Any], 
     """Coordinates of the packed file, and the records as it wants them: every axis has a name."""
     rows = []
     for record in records:
-        c, values = record.coords, dict(record.values)
+        c: Mapping[str, Any] = record.coords
+        values = dict(record.values)
         coords: dict[str, Any] = {"prompt": grid.prompts[int(c["prompt"])].id}
         if "baseline" in c:
             coords["model"] = c["baseline"]

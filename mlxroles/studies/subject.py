@@ -104,6 +104,8 @@ class Subject:
     display: str
     pair: str | None = None
     d1_group: str | None = None
+    template: str = "same"
+    """As in ``Pair.template``."""
     resident: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
     """Passed on to ``load``."""
@@ -120,7 +122,14 @@ class Subject:
         """
         sides = {name: Side.find(name, pair.ref(name)) for name in ("base", "instruct")}
         subject = cls(
-            sides, pair.display or pair.name, pair=pair.name, d1_group=pair.d1_group, **fields
+            sides,
+            pair.display or pair.name,
+            **{
+                "pair": pair.name,
+                "d1_group": pair.d1_group,
+                "template": pair.template,
+            }
+            | fields,
         )
         subject._check_sizes()
         return subject
@@ -163,10 +172,16 @@ class Subject:
         found = [side.tokenizer for side in ordered if side.tokenizer is not None]
         if len(found) == 2:
             differences = same_tokenizer(found[0], found[1])
-            if differences:
+            by_template = [d for d in differences if d.startswith("chat template")]
+            if differences != by_template:
                 raise PairError(
                     f"instruct and base have different tokenizers ({'; '.join(differences)}); "
                     "the same ids would be different texts"
+                )
+            if by_template and self.template != "instruct":
+                raise PairError(
+                    f"instruct and base have different templates ({by_template[0]}); pass "
+                    "--template instruct to render conversations with the instruct model's"
                 )
         return found[0] if found else None
 
