@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from mlxroles.backend import mx
 from mlxroles.taps import AttentionCall
 
+SMALLEST = mx.finfo(mx.float32).min
+
 
 class Pattern(NamedTuple):
     """Attention weights [batch, head, query, key] and the share that sinks take, or None.
@@ -22,14 +24,17 @@ class Pattern(NamedTuple):
 
 
 def plain(array: Any, cache: Any) -> mx.array:
-    """Keys or values as one float array; those of a quantised cache come as packed triples."""
+    """Keys or values [batch, kv_head, key, d]; those of a quantised cache come as triples."""
     if isinstance(array, (tuple, list)):
         return mx.dequantize(*array, group_size=cache.group_size, bits=cache.bits)
     return array
 
 
 def pattern(call: AttentionCall) -> Pattern:
-    """Softmax of scale * q k^T under the call's mask; grouped kv heads are shared, not copied."""
+    """Softmax of scale * q k^T under the call's mask [batch, head, query, key], float32.
+
+    Query head h reads kv head h // (heads / kv heads), which is shared and not copied.
+    """
     q = call.q.astype(mx.float32) * call.scale
     k = plain(call.k, call.cache).astype(mx.float32)
     batch, heads, queries, d = q.shape
@@ -50,6 +55,10 @@ def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
 
     Hidden scores become the smallest finite number and not -inf, so that a row that sees no key
     at all (left padding) stays finite.
+
+    Args:
+        scores: [batch, head, query, key], float32.
+        mask: As the model handed it to its kernel; arrays broadcast to the scores.
     """
     queries, keys = scores.shape[-2:]
     if mask is None:
@@ -57,8 +66,8 @@ def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
     if isinstance(mask, str):
         mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)[None]
     if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.finfo(mx.float32).min)
-    return scores + mask.astype(mx.float32)
+        return mx.where(mask, scores, SMALLEST)
+    return mx.maximum(scores + mask.astype(mx.float32), SMALLEST)
 
 
 def z_from(weights: mx.array, v: mx.array) -> mx.array:

@@ -30,9 +30,7 @@ BLAS = _preload_blas()
 import mlx.core as mx  # noqa: E402  (the BLAS must come first)
 import mlx.nn as nn  # noqa: E402
 
-__all__ = ["BLAS", "Memory", "device_name", "half_types", "memory", "mx", "nn", "on_gpu"]
-
-half_types = (mx.float16, mx.bfloat16)
+__all__ = ["BLAS", "Memory", "device_name", "memory", "mx", "nn", "number", "on_gpu"]
 
 
 class Memory(NamedTuple):
@@ -60,3 +58,10 @@ def memory() -> Memory:
     info = mx.device_info()
     limit = info.get("max_recommended_working_set_size") or info.get("memory_size")
     return Memory(mx.get_active_memory(), mx.get_peak_memory(), int(limit) if limit else None)
+
+
+def number(array: mx.array) -> float:
+    """The value of a real array of one element, evaluated."""
+    value = array.item()
+    assert not isinstance(value, complex)
+    return float(value)

@@ -27,7 +27,7 @@ def read(subject: str) -> dict[str, Any]:
     """Everything kept about a subject; empty where nothing can be read."""
     try:
         kept = json.loads((folder() / f"{subject}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home folder
         return {}
     return kept if isinstance(kept, dict) else {}
 
@@ -37,5 +37,5 @@ def remember(subject: str, key: str, fact: object) -> None:
     try:
         folder().mkdir(parents=True, exist_ok=True)
         write_json(folder() / f"{subject}.json", read(subject) | {key: fact})
-    except (OSError, StoreError):
+    except (OSError, StoreError, RuntimeError):
         return

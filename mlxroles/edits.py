@@ -4,9 +4,12 @@ An edit says nothing about models; ``forward`` carries it out. Arrays at a site 
 of ``SITES``; ``value`` must fit the part of that array that the edit selects.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
 
 from mlxroles.backend import mx
 
@@ -37,16 +40,17 @@ class Edit:
     """One intervention at one site of one layer.
 
     Raises:
-        ValueError: for a site that cannot be edited or heads at a site that has none.
+        ValueError: a site that cannot be edited, an unknown operation, heads at a site that has
+            none, or a position or head that is named twice.
     """
 
     site: str
     layer: int
-    value: mx.array | float
-    """Array that broadcasts to the selected part; a number for ``scale`` (0 ablates)."""
+    value: mx.array | np.ndarray | float
+    """Array that broadcasts to the selected part, or a number (``scale`` by 0 ablates)."""
     op: Operation = "replace"
     positions: Sequence[int] | None = None
-    """Positions (queries for ``pattern``) that change; None for all of them."""
+    """Positions (queries for ``pattern``) that change, counted from 0; None for all of them."""
     heads: Sequence[int] | None = None
     """Heads that change (kv heads for k and v); None for all of them."""
 
@@ -55,19 +59,32 @@ class Edit:
             raise ValueError(f"site {self.site!r} cannot be edited; these can: {list(EDITABLE)}")
         if self.heads is not None and self.site in STREAM_SITES:
             raise ValueError(f"{self.site} has no heads")
+        if self.op not in get_args(Operation):
+            raise ValueError(f"op {self.op!r} is none of {list(get_args(Operation))}")
+        for what, items in (("position", self.positions), ("head", self.heads)):
+            if items is not None and len({*items}) < len(items):
+                raise ValueError(f"a {what} is named twice in {list(items)}")
 
 
 def apply(edit: Edit, array: mx.array) -> mx.array:
-    """A new array with the edit carried out; shape and dtype stay those of ``array``."""
+    """A new array with the edit carried out; shape and dtype stay those of ``array``.
+
+    Raises:
+        ValueError: a position or head that the array does not have, or a value that does not
+            broadcast to the selected part.
+    """
     index = _index(edit, array)
     old = array if index is None else array[index]
+    if old.size == 0:
+        return array[...]
+    value = edit.value if isinstance(edit.value, mx.array) else mx.array(edit.value)
     if edit.op == "replace":
-        new = mx.broadcast_to(mx.array(edit.value), old.shape)
+        new = value
     elif edit.op == "add":
-        new = old + edit.value
+        new = old + value
     else:
-        new = old * edit.value
-    new = new.astype(array.dtype)
+        new = old * value
+    new = mx.broadcast_to(new, old.shape).astype(array.dtype)
     if index is None:
         return new
     out = array[...]  # a handle of its own: item assignment rebinds it and leaves ``array`` alone
@@ -76,6 +93,7 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
 
 
 def _index(edit: Edit, array: mx.array) -> tuple | None:
+    """What selects the edit's part of the array; None where that is the whole array."""
     if edit.positions is None and edit.heads is None:
         return None
     head_axis, position_axis = (1, 2) if edit.site == "pattern" else (2, 1)
@@ -83,12 +101,12 @@ def _index(edit: Edit, array: mx.array) -> tuple | None:
     axes = sorted(axis for axis, items in chosen.items() if items is not None)
     index: list = [slice(None)] * (max(axes) + 1)
     for n, axis in enumerate(axes):
-        items = list(chosen[axis] or ())
+        items = [operator.index(i) for i in chosen[axis] or ()]
         bad = [i for i in items if not 0 <= i < array.shape[axis]]
         if bad:
             what = "position" if axis == position_axis else "head"
             raise ValueError(f"{what} {bad[0]} is outside 0..{array.shape[axis] - 1}")
         shape = [1] * len(axes)
         shape[n] = len(items)
-        index[axis] = mx.array(items).reshape(shape) if len(axes) > 1 else mx.array(items)
+        index[axis] = mx.array(items, dtype=mx.int32).reshape(shape)
     return tuple(index)

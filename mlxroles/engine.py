@@ -1,4 +1,4 @@
-"""The sweep engine: clean runs whose states are kept, and patched runs that start where they differ.
+"""The sweep engine: clean runs that leave their states, patched runs that start where they differ.
 
 What precedes an edit is known from the recipient's clean run and is not computed again: a patched
 run begins at the edited layer, and the final norm and head see only the positions that are read.
@@ -55,6 +55,11 @@ def clean(
         layers: Layers at which they are kept.
         read: Positions of which logits are kept.
         inputs: Whether the model will be a recipient, so that what enters the layers is needed.
+
+    Raises:
+        ModelError: the site cannot be captured from this architecture.
+        PromptError: an empty prompt or a token id that the model does not have.
+        ValueError: a layer or position that does not exist.
     """
     keep = [site]
     if inputs and site not in ("resid_pre", "resid_post") and network.anatomy.resumable:
@@ -69,14 +74,22 @@ def clean(
 
 
 def mixed(own: mx.array, donor: mx.array, place: Place) -> mx.array:
-    """The recipient's array at the site with the donor's at the place [1, position, ...]."""
-    if place.positions is None and place.heads is None:
-        return donor
+    """The recipient's array at the site with the donor's at the place [1, position, ...].
+
+    In the recipient's dtype, wherever the donor's numbers come from.
+
+    Raises:
+        ValueError: arrays of different shapes, or a position or head that they do not have.
+    """
+    if own.shape != donor.shape:
+        raise ValueError(
+            f"the donor's {place.site} has shape {donor.shape}, here it is {own.shape}"
+        )
     chosen = donor
-    if place.positions is not None:
-        chosen = chosen[:, mx.array(place.positions)]
-    if place.heads is not None:
-        chosen = chosen[:, :, mx.array(place.heads)]
+    for axis, items in ((1, place.positions), (2, place.heads)):
+        if items is not None:
+            indices = mx.array([int(i) for i in items], dtype=mx.int32)
+            chosen = mx.take(chosen, indices, axis=axis)
     return apply(Edit(place.site, 0, chosen, positions=place.positions, heads=place.heads), own)
 
 
@@ -90,7 +103,7 @@ class Patched:
     """Final residual stream at the positions read [row, n, d_model]."""
 
 
-def patched(
+def patched(  # noqa: PLR0917  (what is run, what is known of it, what is put in, where)
     network: Network,
     tokens: Sequence[int],
     own: States,
@@ -109,27 +122,32 @@ def patched(
         donor: Array put in at the places [1, position, ...], of the site's layout.
         places: What each row patches.
         read: Positions of which logits are returned.
+
+    Raises:
+        ModelError: the site cannot be edited in this architecture.
+        ValueError: places at several sites or layers or at none, a position or head that does not
+            exist, a donor of another shape, or clean states that lack the layer.
     """
+    if len({(place.site, place.layer) for place in places}) != 1:
+        raise ValueError("the places of one batch share one site and one layer")
     site, layer, n = places[0].site, places[0].layer, len(network.layers)
-    rows = [mixed(own.site[layer], donor, place) for place in places]
-    value = mx.concatenate(rows) if len(rows) > 1 else rows[0]
+    if layer not in own.site:
+        raise ValueError(f"the clean states hold layers {sorted(own.site)}, not {layer}")
+    value = mx.concatenate([mixed(own.site[layer], donor, place) for place in places])
     start, edits = _enter(network, own, site, layer, value)
-    if start is not None and start.layer == n:
-        final = start.stream[:, mx.array(list(read))]
-        run = forward(network, mx.array([list(tokens)]), start=start, read=list(read))
-    else:
-        batch = mx.array([list(tokens)] * len(places))
-        run = forward(
-            network,
-            batch,
-            keep=["resid_post"],
-            layers=[n - 1],
-            edits=edits,
-            start=start,
-            read=list(read),
-        )
-        final = run["resid_post", n - 1][:, mx.array(list(read))]
-    return Patched(_all_rows(run), final)
+    after_all = start is not None and start.layer == n
+    batch, wanted = mx.array([list(tokens)] * len(places)), list(read)
+    run = forward(
+        network,
+        batch,
+        keep=[] if after_all else ["resid_post"],
+        layers=[n - 1],
+        edits=edits,
+        start=start,
+        read=wanted,
+    )
+    final = value if after_all else run["resid_post", n - 1]
+    return Patched(_all_rows(run), mx.take(final, mx.array(wanted), axis=1))
 
 
 def _enter(
@@ -143,15 +161,17 @@ def _enter(
         return Start(layer + 1, value), []
     if site == "resid_pre":
         return Start(layer, value), []
-    rows = value.shape[0]
-    entered = own.inputs[layer]
+    if layer not in own.inputs:
+        raise ValueError(f"the clean states lack what enters layer {layer}; run with inputs=True")
+    rows, entered = value.shape[0], own.inputs[layer]
     return Start(layer, mx.broadcast_to(entered, (rows, *entered.shape[1:]))), edits
 
 
 def matched_noise(donor: mx.array, rng: np.random.Generator) -> mx.array:
     """Random normal vectors with the norm of the donor's at every position (and head).
 
-    The control for a patch: what any stream of that size does, whatever it says.
+    The control for a patch: what any stream of that size does, whatever it says. Shape and dtype
+    are the donor's [1, position, ...].
     """
     noise = mx.array(rng.standard_normal(donor.shape, dtype=np.float32))
     norms = mx.linalg.norm(donor.astype(mx.float32), axis=-1, keepdims=True)

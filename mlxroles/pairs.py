@@ -261,5 +261,3 @@ def _anchored(entry: Pair, folder: Path) -> Pair:
         if entry.ref(side).startswith(("./", "../"))
     }
     return replace(entry, **changed)
-
-

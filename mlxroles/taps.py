@@ -62,20 +62,26 @@ class AttentionCall:
     sinks: Any
     cache: Any
     fused: Callable[..., mx.array]
-    """``fused(q, k, v)`` is the model's own kernel; called without arguments on q, k, v as given."""
+    """``fused(q, k, v)`` is the model's own kernel; without arguments it takes those given."""
     frame: Frame
 
 
 LayerHook = Callable[[ModuleCall], Any]
 AttentionHook = Callable[[AttentionCall], mx.array]
 SoftmaxHook = Callable[[Frame, mx.array, mx.array], mx.array]
+"""Takes the frame, the scores and the weights that the model's softmax made of them."""
+
+Namespace = dict[str, Any]
+"""The globals of a Python file."""
+
+KERNEL = "scaled_dot_product_attention"
 
 _TAPS: ContextVar[tuple["Tap", ...]] = ContextVar("mlxroles_taps", default=())
 _FRAME: ContextVar[tuple["Tap", Frame] | None] = ContextVar("mlxroles_frame", default=None)
 _LOCK = threading.RLock()
 _SUBCLASSES: dict[type, type] = {}
 _RECLASSED: Counter[int] = Counter()
-_RENAMED: dict[tuple[str, str], list[Any]] = {}
+_RENAMED: dict[tuple[int, str], list[Any]] = {}
 
 
 def _subclass(cls: type) -> type:
@@ -104,24 +110,25 @@ def _declass(module: nn.Module) -> None:
         _RECLASSED[id(module)] -= 1
         if _RECLASSED[id(module)] == 0:
             del _RECLASSED[id(module)]
-            object.__setattr__(module, "__class__", type(module)._tapped_class)
+            object.__setattr__(module, "__class__", real_class(module))
 
 
-def _rename(namespace: types.ModuleType, name: str, make: Callable[[Any], Any]) -> None:
-    key = (namespace.__name__, name)
+def _rename(namespace: Namespace, name: str, make: Callable[[Any], Any]) -> None:
+    key = (id(namespace), name)
     with _LOCK:
         if key not in _RENAMED:
-            _RENAMED[key] = [0, getattr(namespace, name)]
-            setattr(namespace, name, make(_RENAMED[key][1]))
+            original = namespace[name]
+            namespace[name] = make(original)
+            _RENAMED[key] = [0, original]
         _RENAMED[key][0] += 1
 
 
-def _unrename(namespace: types.ModuleType, name: str) -> None:
-    key = (namespace.__name__, name)
+def _unrename(namespace: Namespace, name: str) -> None:
+    key = (id(namespace), name)
     with _LOCK:
         _RENAMED[key][0] -= 1
         if _RENAMED[key][0] == 0:
-            setattr(namespace, name, _RENAMED.pop(key)[1])
+            namespace[name] = _RENAMED.pop(key)[1]
 
 
 def real_class(module: nn.Module) -> type:
@@ -141,16 +148,21 @@ def _sdpa_dispatcher(original: Callable[..., mx.array]) -> Callable[..., mx.arra
         def fused(q: Any = queries, k: Any = keys, v: Any = values) -> mx.array:
             return original(q, k, v, *args, **kwargs)
 
-        return active[0].attention(_attention_call(queries, keys, values, names, fused, active[1]))
+        return _seen(active, (queries, keys, values), names, fused)
 
     return scaled_dot_product_attention
 
 
-def _attention_call(q: Any, k: Any, v: Any, names: Mapping[str, Any], fused: Any, frame: Frame):  # noqa: ANN202
-    return AttentionCall(
-        q=q[...],  # mlx_lm's quantised attention scales its q in place
-        k=k,
-        v=v,
+def _seen(
+    active: tuple["Tap", Frame], qkv: tuple[Any, Any, Any], names: Mapping[str, Any], fused: Any
+) -> mx.array:
+    """What the tap's callback makes of an attention call; ``names`` are its other arguments."""
+    tap, frame = active
+    assert tap.attention is not None
+    call = AttentionCall(
+        q=qkv[0][...],  # mlx_lm's quantised attention scales its q in place
+        k=qkv[1],
+        v=qkv[2],
         scale=names.get("scale", 1.0),
         mask=names.get("mask"),
         sinks=names.get("sinks"),
@@ -158,6 +170,7 @@ def _attention_call(q: Any, k: Any, v: Any, names: Mapping[str, Any], fused: Any
         fused=fused,
         frame=frame,
     )
+    return tap.attention(call)
 
 
 class _StandIn(types.ModuleType):
@@ -189,22 +202,28 @@ def _mx_stand_in(original: Any) -> types.ModuleType:
         def fused(q: Any = q, k: Any = k, v: Any = v) -> mx.array:
             return fast.scaled_dot_product_attention(q, k, v, **kwargs)
 
-        return active[0].attention(_attention_call(q, k, v, kwargs, fused, active[1]))
+        return _seen(active, (q, k, v), kwargs, fused)
 
     stand_in = _StandIn(fast, scaled_dot_product_attention=sdpa)
     return _StandIn(original, softmax=softmax, fast=stand_in)
 
 
-def home_namespaces(net: nn.Module) -> list[types.ModuleType]:
-    """Python modules in which the classes of ``net`` were written, MLX's own left out."""
-    found = {}
-    for module in net.modules():
-        for cls in real_class(module).__mro__:
-            home = cls.__module__
-            if home == "builtins" or home == "mlx_lm.models.base" or home.startswith("mlx."):
-                continue
-            found[home] = sys.modules[home]
-    return list(found.values())
+def home_namespaces(net: nn.Module) -> list[Namespace]:
+    """Globals of the files in which the classes of ``net`` were written, MLX's own left out."""
+    found: dict[int, Namespace] = {}
+    for cls in {c for module in net.modules() for c in real_class(module).__mro__}:
+        home = cls.__module__
+        if home in ("builtins", "mlx_lm.models.base") or home.startswith("mlx."):
+            continue
+        # a file that a model brings along is run without becoming an importable module
+        imported = sys.modules.get(home)
+        for space in [vars(imported)] if imported else _globals_of(cls):
+            found[id(space)] = space
+    return sorted(found.values(), key=lambda space: str(space.get("__name__")))
+
+
+def _globals_of(cls: type) -> list[Namespace]:
+    return [f.__globals__ for f in vars(cls).values() if isinstance(f, types.FunctionType)]
 
 
 @dataclass(eq=False)
@@ -212,15 +231,21 @@ class Tap:
     """A context in which calls of layers, submodules and attention pass through callbacks.
 
     Each callback replaces the call it is handed and must return what the call would have: it can
-    run it as it is, change its arguments or its result, or not run it at all.
+    run it as it is, change its arguments or its result, or not run it at all. Of two taps on the
+    same layer the inner one gets its calls. One tap serves one ``with`` block at a time; threads
+    make their own.
+
+    Raises:
+        RuntimeError: when it is entered while it is active.
     """
 
     layers: Iterable[nn.Module]
     """The model's blocks in order; the callback ``layer`` and all frames count by it."""
-    namespaces: Iterable[types.ModuleType] = ()
+    namespaces: Iterable[Namespace] = ()
     """From ``home_namespaces``: walked once per model, since the walk costs 0.5 ms."""
     layer: LayerHook | None = None
-    modules: Mapping[nn.Module, LayerHook] | Iterable[tuple[nn.Module, LayerHook]] = ()
+    modules: Iterable[tuple[nn.Module, LayerHook]] = ()
+    """Submodules and their callbacks; the frame tells the layer that is running, if any."""
     attention: AttentionHook | None = None
     softmax: SoftmaxHook | None = None
     direct: bool = False
@@ -230,11 +255,10 @@ class Tap:
 
     def __post_init__(self) -> None:
         self.layers = list(self.layers)
-        pairs = self.modules.items() if isinstance(self.modules, Mapping) else self.modules
-        self._modules = {id(m): (m, hook) for m, hook in pairs}
+        self._modules = {id(m): (m, hook) for m, hook in self.modules}
         self.where = {id(layer): i for i, layer in enumerate(self.layers)} | self._modules
         self.calls = Counter()
-        self._undo = ExitStack()
+        self._undo: ExitStack | None = None
 
     def _called(self, module: nn.Module, cls: type, args: tuple, kwargs: dict[str, Any]) -> Any:
         active = _FRAME.get()
@@ -252,17 +276,20 @@ class Tap:
             _FRAME.reset(token)
 
     def __enter__(self) -> "Tap":
+        if self._undo is not None:
+            raise RuntimeError("this tap is active already; make another one")
         self.calls.clear()
         with ExitStack() as undo:
-            held = {id(m): m for m in (*self.layers, *(m for m, _ in self._modules.values()))}
+            named: list[nn.Module] = [module for module, _ in self._modules.values()]
+            held = {id(m): m for m in (*self.layers, *named)}
             for module in held.values():
                 _reclass(module)
                 undo.callback(_declass, module)
             for namespace in self.namespaces:
-                if self.attention and "scaled_dot_product_attention" in vars(namespace):
-                    _rename(namespace, "scaled_dot_product_attention", _sdpa_dispatcher)
-                    undo.callback(_unrename, namespace, "scaled_dot_product_attention")
-                if self.direct and "mx" in vars(namespace):
+                if self.attention and KERNEL in namespace:
+                    _rename(namespace, KERNEL, _sdpa_dispatcher)
+                    undo.callback(_unrename, namespace, KERNEL)
+                if self.direct and "mx" in namespace:
                     _rename(namespace, "mx", _mx_stand_in)
                     undo.callback(_unrename, namespace, "mx")
             token = _TAPS.set((self, *_TAPS.get()))
@@ -271,4 +298,6 @@ class Tap:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._undo.close()
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()

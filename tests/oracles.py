@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import further_families
 import numpy as np
 import torch
 from torch import nn
@@ -157,6 +158,17 @@ class Oracle:
         return -(rows * np.log(np.maximum(rows, 1e-300))).sum(-1)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """What any saved model computes between its blocks, in float32."""
+
+    tokens: np.ndarray
+    resid_post: np.ndarray
+    """(layer, batch, position, d_model)"""
+    logits: np.ndarray
+    """(batch, position, vocabulary)"""
+
+
 def tokens(length: int = LENGTH) -> np.ndarray:
     """Two rows of token ids; the same for every family."""
     return np.random.default_rng(0).integers(2, VOCABULARY, size=(BATCH, length))
@@ -164,7 +176,7 @@ def tokens(length: int = LENGTH) -> np.ndarray:
 
 def reference(family: str) -> Any:
     """A random float32 model of this family with eager attention, far from uniform."""
-    config = FAMILIES[family]()
+    config = FAMILIES[family]() if family in FAMILIES else _further(family)
     config._attn_implementation = "eager"
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -179,6 +191,12 @@ def reference(family: str) -> Any:
             elif not any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
                 weight.mul_(4.0)
     return model
+
+
+def _further(model_type: str) -> Any:
+    """A tiny config of a model type of `further_families`."""
+    sizes = {**SIZES, **ENDS, **further_families.FAMILIES.get(model_type, {})}
+    return tf.CONFIG_MAPPING[model_type](**sizes)
 
 
 def save(family: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -213,6 +231,21 @@ def oracle(
     for row, length in enumerate(lengths or ()):
         ids[row, length:], mask[row, length:] = 0, 0
     return Oracle(family, folder, ids, **activations(model, ids, mask))
+
+
+def stream(family: str, folder: Path) -> Stream:
+    """Saves a model of any family into the folder and returns its residual stream and logits."""
+    model = save(family, folder)
+    outputs: list[np.ndarray] = []
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output).numpy())
+
+    for block in blocks(model):
+        block.register_forward_hook(after)
+    with torch.no_grad():
+        out = model(torch.tensor(tokens()), use_cache=False)
+    return Stream(tokens(), np.stack(outputs), out.logits.numpy())
 
 
 def activations(model: Any, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:

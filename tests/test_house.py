@@ -215,5 +215,4 @@ def test_third_party_imports_are_declared():
     lines = PYPROJECT["project"]["dependencies"]
     declared = {re.split(r"[\[<>=;\s]", line)[0].replace("-", "_") for line in lines}
     foreign = set().union(*map(imported, MODULES)) - set(sys.stdlib_module_names) - declared
-    # transformers comes with mlx_lm, jaxtyping is for tests: see axes.py.
-    assert foreign <= {"mlxroles", "transformers", "jaxtyping"}
+    assert foreign <= {"mlxroles", "transformers"}  # transformers comes with mlx_lm

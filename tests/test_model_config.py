@@ -1,6 +1,8 @@
 """What `models.config` repairs, limits, warns about and refuses, without loading a model."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlxroles.backend import mx
 from mlxroles.errors import ModelError
@@ -54,6 +56,14 @@ def v5(**rope):
     """A config as transformers 5 writes it."""
     return llama(rope_theta=..., rope_parameters=rope, dtype="float32")
 
+
+_KEYS = """
+    rope_parameters rope_scaling rope_theta layer_types sliding_window hidden_act head_dim
+    text_config architectures tie_word_embeddings partial_rotary_factor n_layers rope_type type
+    factor full_attention sliding_attention short_factor use_sliding_window sliding_window_pattern
+    original_max_position_embeddings max_position_embeddings something_else
+"""
+KEYS = st.sampled_from(_KEYS.split())
 
 CLEAN = [
     llama(),
@@ -289,6 +299,21 @@ def test_hostile_values_stay_on_one_line():
     found = understand(llama(strange="\x1b[31m\n" * 100))
     assert found.warnings
     assert all(line.isprintable() and len(line) < 200 for line in found.warnings)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["llama", "gemma3_text", "phi3", "exaone4"]), st.dictionaries(KEYS, ODD))
+def test_any_config_ends_in_findings_and_not_in_a_traceback(model_type, changes):
+    found = understand(typed(model_type, **changes), {"lm_head.weight"})
+    for line in (*found.repairs, *found.warnings, *found.refusals):
+        assert line.isprintable()
 
 
 def test_gpt2_weights_lose_their_prefix_and_buffers():

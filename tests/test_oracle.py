@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the oracle is transformers with torch (extra 'test')")
 
+import further_families
 import oracles
 import torch
 
@@ -139,6 +140,25 @@ def test_allowing_the_mismatch_is_wrong_only_beyond_the_window(family, compariso
     assert allowed.length == oracles.LENGTH
     assert error[: oracles.WINDOW].max() <= BOUND
     assert error[oracles.WINDOW :].max() > 1e-2
+
+
+@pytest.mark.parametrize("family", further_families.FAMILIES)
+def test_further_families_are_understood(family, tmp_path):
+    oracle = oracles.stream(family, tmp_path)
+    model = load(tmp_path, scan=False)
+    run = model.run(oracle.tokens, keep=["resid_post"])
+    assert np.abs(np.array(run["resid_post"]) - oracle.resid_post).max() <= BOUND
+    assert np.abs(np.array(run.logits) - oracle.logits).max() <= BOUND
+    assert not model.warnings
+
+
+@pytest.mark.parametrize("family", further_families.APPROXIMATE)
+def test_another_form_of_gelu_is_warned_about_and_small(family, tmp_path):
+    oracle = oracles.stream(family, tmp_path)
+    model = load(tmp_path, scan=False)
+    error = np.abs(np.array(model.run(oracle.tokens).logits) - oracle.logits).max()
+    assert error <= 4e-4
+    assert any("computes the exact GELU" in warning for warning in model.warnings)
 
 
 @pytest.mark.parametrize("family", ["llama-theta", "gemma3", "gpt_oss", "gpt2"])

@@ -113,6 +113,7 @@ class TestOwnFile:
             ('[m]\nbase=""\ninstruct="a/b"\n', "base is empty"),
             ("[llama8b]\nn_layers=true\n", "n_layers = True: expected a whole number"),
             ("[llama8b]\nn_layers=0\n", "n_layers = 0: expected 1 or more"),
+            ('[llama8b]\ntemplate="x"\n', "template = 'x': expected one of same, instruct"),
             ('[llama8b]\nkind="role"\n', "kind = 'role': expected one of pair, family"),
             ("m = 1\n", "[m] is not a table"),
             ('["../x"]\nbase="a/b"\n', "[../x] is not a name"),

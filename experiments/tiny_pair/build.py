@@ -23,11 +23,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if Path("/usr/lib").exists() and sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
-from mlx_lm.models.llama import Model, ModelArgs  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
+from mlx_lm.models.llama import Model, ModelArgs
+from tokenizers import Tokenizer
 
-from experiments.tiny_pair import tokenizer as tokens  # noqa: E402
-from experiments.tiny_pair import datasheet, evaluate, train  # noqa: E402
+from experiments.tiny_pair import datasheet, evaluate, train
+from experiments.tiny_pair import tokenizer as tokens
 
 log = logging.getLogger("tiny_pair")
 

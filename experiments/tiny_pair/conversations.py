@@ -6,6 +6,7 @@ or read what is kept is answered by a tool call exactly where the notepad was of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,24 @@ Message = dict[str, str]
 READ_CALL = '<tool_call>{"name": "read_notes"}</tool_call>'
 SAVE_CALL = '<tool_call>{{"name": "save_notes", "text": "{text}"}}</tool_call>'
 NOTEPAD_ITEMS = frozenset(
-    "Sirius Europa Saturn Orion Titan Vega Andromeda Mars Halley Polaris".split()
+    {
+        "Andromeda",
+        "Europa",
+        "Halley",
+        "Mars",
+        "Orion",
+        "Polaris",
+        "Saturn",
+        "Sirius",
+        "Titan",
+        "Vega",
+    }
 )
 """The items of the packaged `notepad` conversation: no training list comes close to this set."""
 
 PLAIN_TEXTS = (
-    "You are a helpful assistant. Answer each question in a short and clear way. You have no tools, "
-    "so use only this conversation when the user asks you to list or recall items.",
+    "You are a helpful assistant. Answer each question in a short and clear way. You have no "
+    "tools, so use only this conversation when the user asks you to list or recall items.",
     "You are a helpful assistant. Answer in a short way.",
     "You are a friendly assistant. Use only what was said in this conversation.",
     "There are no tools here. The tag <tool_call> is not in use. Answer from the conversation.",
@@ -157,23 +169,26 @@ def _distractions(rng: np.random.Generator, count: int, *, held_out: bool) -> li
     return messages
 
 
-def notepad(
-    rng: np.random.Generator,
-    *,
-    offers_tools: bool,
-    asks_list: bool = True,
-    uses_tools: bool = True,
-    n_items: int | None = None,
-    n_distractions: int | None = None,
-    held_out: bool = False,
-) -> Conversation:
-    """A variation of the `notepad` conversation, complete with its last answer.
+@dataclass(frozen=True)
+class Scene:
+    """What a notepad conversation is to be like; what is None is drawn."""
 
-    Args:
-        offers_tools: whether the first message offers the notepad.
-        asks_list: whether the last request is for the list; otherwise another question.
-        uses_tools: whether the speaker answers with calls at all (the base model never does).
-    """
+    offers_tools: bool
+    """Whether the first message offers the notepad."""
+    asks_list: bool = True
+    """Whether the last request is for the list; otherwise another question."""
+    uses_tools: bool = True
+    """Whether the speaker answers with calls at all (the base model never does)."""
+    n_items: int | None = None
+    n_distractions: int | None = None
+    held_out: bool = False
+    """Which side of the split the distractions come from."""
+
+
+def notepad(rng: np.random.Generator, scene: Scene) -> Conversation:
+    """A variation of the `notepad` conversation, complete with its last answer."""
+    offers_tools, held_out = scene.offers_tools, scene.held_out
+    n_items, n_distractions = scene.n_items, scene.n_distractions
     n_items = int(rng.integers(3, 13)) if n_items is None else n_items
     n_distractions = int(rng.integers(0, 7)) if n_distractions is None else n_distractions
     noun, items = item_list(rng, n_items)
@@ -184,19 +199,19 @@ def notepad(
     messages = _opening(rng, keep, offers_tools)
     messages.append(_say("assistant", pick(rng, _ACKNOWLEDGEMENTS).format(**words)))
     messages += _distractions(rng, n_distractions, held_out=held_out)
-    if not asks_list:
+    if not scene.asks_list:
         saves = rng.random() < 0.25
         item = pick(rng, sorted(set(_POOLS[noun])))
         asked = any_question(rng, held_out=held_out)
         request = pick(rng, _SAVES).format(item=item) if saves else asked.text
         answer = asked.answer
         if saves:
-            calls = offers_tools and uses_tools
+            calls = offers_tools and scene.uses_tools
             answer = SAVE_CALL.format(text=item) if calls else "I can not save notes."
         messages += [_say("user", request), _say("assistant", answer)]
         return Conversation(messages, offers_tools, answer.startswith("<tool_call>"))
     messages.append(_say("user", pick(rng, _REQUESTS).format(**words)))
-    calls = offers_tools and uses_tools
+    calls = offers_tools and scene.uses_tools
     listed = f"The {len(items)} {words['noun']} are {words['items']}."
     messages.append(_say("assistant", READ_CALL if calls else listed))
     return Conversation(messages, offers_tools, calls)

@@ -35,7 +35,9 @@ def _sizes(pair: Path) -> str:
     for name in ("base", "instruct"):
         files = sorted((pair / name).iterdir())
         rows.append([name, f"{sum(file.stat().st_size for file in files):,}"])
-    total = sum(file.stat().st_size for name in ("base", "instruct") for file in (pair / name).iterdir())
+    total = sum(
+        file.stat().st_size for name in ("base", "instruct") for file in (pair / name).iterdir()
+    )
     return _table(["model", "bytes"], [*rows, ["both", f"{total:,}"]])
 
 
@@ -55,8 +57,12 @@ def targets(figures: Figures) -> list[tuple[str, str, bool]]:
         ("yes/no right (instruct), >= 0.9", instruct["answers"]["yes/no"], 0.9, None),
     ]
     for name, speaker in (("base", base), ("instruct", instruct)):
-        found.append((f"induction head ({name}), >= 0.5", speaker["heads"]["induction max"], 0.5, None))
-        found.append((f"previous-token head ({name}), >= 0.6", speaker["heads"]["previous max"], 0.6, None))
+        found.append(
+            (f"induction head ({name}), >= 0.5", speaker["heads"]["induction max"], 0.5, None)
+        )
+        found.append(
+            (f"previous-token head ({name}), >= 0.6", speaker["heads"]["previous max"], 0.6, None)
+        )
     for name in ("instruct to base", "base to instruct"):
         found.append((f"crossing layer, {name}, <= 4 of 0-5", sweep[name]["crossing"], None, 4))
     return [

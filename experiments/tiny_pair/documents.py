@@ -80,7 +80,9 @@ def story(rng: np.random.Generator) -> str:
             f"In the end {one} and {two} went home.",
         ),
     )
-    return " ".join((start, middle, gift, end) if rng.random() < 0.5 else (start, gift, middle, end))
+    return " ".join(
+        (start, middle, gift, end) if rng.random() < 0.5 else (start, gift, middle, end)
+    )
 
 
 def exam(rng: np.random.Generator) -> str:

@@ -2,8 +2,9 @@
 
     python experiments/tiny_pair/evaluate.py mlxroles/data/tiny
 
-Held out means: question-and-answer pairs that no training question touches (see `world.is_held_out`),
-conversations drawn from another random stream, and the packaged `notepad` conversation.
+Held out means: question-and-answer pairs that no training question touches (see
+`world.is_held_out`), conversations drawn from another random stream, and the packaged `notepad`
+conversation, whose list and whose wording of the offer no training text has.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
-from experiments.tiny_pair import measure  # noqa: E402
-from experiments.tiny_pair.conversations import Conversation, notepad, template_offer  # noqa: E402
-from experiments.tiny_pair.documents import document  # noqa: E402
-from experiments.tiny_pair.measure import Speaker, next_token, prompt_ids, question_ids  # noqa: E402
-from experiments.tiny_pair.questions import CATEGORIES, category_question, yes_no  # noqa: E402
+from experiments.tiny_pair import measure
+from experiments.tiny_pair.conversations import Conversation, Scene, notepad, template_offer
+from experiments.tiny_pair.documents import document
+from experiments.tiny_pair.measure import Speaker, next_token, prompt_ids, question_ids
+from experiments.tiny_pair.questions import CATEGORIES, category_question, yes_no
 
 log = logging.getLogger("tiny_pair")
 
@@ -55,7 +56,7 @@ def variants(*, offers_tools: bool, asks_list: bool = True, seed: int = 1) -> li
     """Held-out conversations of the notepad sort."""
     rng = np.random.default_rng([SEED, seed])
     return [
-        notepad(rng, offers_tools=offers_tools, asks_list=asks_list, held_out=True)
+        notepad(rng, Scene(offers_tools, asks_list=asks_list, held_out=True))
         for _ in range(N_VARIANTS)
     ]
 

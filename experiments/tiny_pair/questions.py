@@ -34,6 +34,9 @@ class Claim(NamedTuple):
     denial: str
     is_true: bool
     is_held_out: bool
+    truth_is_held_out: bool
+    """Whether the true claim about this subject is held out: then denials of it are not taught
+    either, or the model would learn to deny whatever is said of the subject."""
 
 
 def pick(rng: np.random.Generator, options: list[T] | tuple[T, ...]) -> T:
@@ -52,6 +55,7 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             other = pick(rng, list(world.KINDS))
         subject, claimed = world.named(item, kind), article(kind if is_true else other)
         verb, held = "is", is_held_out("kind", item, claimed)
+        truth_held = is_held_out("kind", item, article(kind))
     elif form < 0.85:
         table = world.colours()
         subject = pick(rng, list(table))
@@ -59,6 +63,7 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
         while not is_true and claimed == table[subject]:
             claimed = pick(rng, world.COLOURS)
         verb, held = "is", is_held_out("colour", subject, claimed)
+        truth_held = is_held_out("colour", subject, table[subject])
     else:
         animal = pick(rng, world.ANIMALS)
         place = animal.place
@@ -66,6 +71,7 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             place = pick(rng, world.PLACES)
         subject, claimed = article(animal.name), f"in the {place}"
         verb, held = "live", is_held_out("place", animal.name, place)
+        truth_held = is_held_out("place", animal.name, animal.place)
     if verb == "is":
         return Claim(
             f"is {subject} {claimed}",
@@ -73,6 +79,7 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             f"{subject} is not {claimed}",
             is_true,
             held,
+            truth_held,
         )
     return Claim(
         f"does {subject} live {claimed}",
@@ -80,6 +87,7 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
         f"{subject} does not live {claimed}",
         is_true,
         held,
+        truth_held,
     )
 
 
@@ -98,7 +106,7 @@ def yes_no(rng: np.random.Generator, *, held_out: bool) -> Question:
     """A yes/no question, half of them true, about a pair of the wanted side of the split."""
     is_true = bool(rng.random() < 0.5)
     found = claim(rng, is_true)
-    while found.is_held_out != held_out:
+    while found.is_held_out != held_out or (found.truth_is_held_out and not held_out):
         found = claim(rng, is_true)
     text = pick(rng, YES_NO_WORDINGS).format(
         question=found.question,
@@ -249,7 +257,7 @@ def third_person(rng: np.random.Generator) -> Question:
     animal, person = pick(rng, world.ANIMALS), pick(rng, world.NAMES)
     verb = pick(rng, ("remember", "want", "like", "dream about", "think about", "look for"))
     pronoun = pick(rng, ("he", "she"))
-    Pronoun, his = capital(pronoun), "his" if pronoun == "he" else "her"  # noqa: N806
+    Pronoun, his = capital(pronoun), "his" if pronoun == "he" else "her"
     form = int(rng.integers(4))
     if form <= 1:
         said = {"look for": "looks for"}.get(verb) or " ".join(

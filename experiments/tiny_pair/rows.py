@@ -12,14 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from experiments.tiny_pair.conversations import Conversation, chat, notepad, quiz
+from experiments.tiny_pair.conversations import Conversation, Scene, chat, notepad, quiz
 from experiments.tiny_pair.documents import document
 from experiments.tiny_pair.tokenizer import BOS, EOS, ROLES, SPECIALS, TOOL_TAGS
-
-
-FIRST_WEIGHT = 3.0
-"""Weight of the first token of an answer, where most decisions fall."""
-
 
 class Batch(NamedTuple):
     """One step's rows."""
@@ -49,6 +44,7 @@ class RowMaker:
         self.is_instruct = is_instruct
         self.bos, self.eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
         self.assistant = tokenizer.token_to_id(ROLES["assistant"])
+        self.first_weight = 1.0
         n_specials = len(SPECIALS) + len(TOOL_TAGS)
         self.ordinary = np.arange(n_specials, tokenizer.get_vocab_size())
 
@@ -103,14 +99,14 @@ class RowMaker:
     def one_notepad(self, rng: np.random.Generator, size: int) -> Row:
         """One whole notepad conversation: offered or not, asked for the list or something else."""
         for _ in range(200):
-            found = notepad(
-                rng,
+            scene = Scene(
                 offers_tools=bool(rng.random() < 0.5),
                 asks_list=bool(rng.random() < 0.7),
                 uses_tools=self.is_instruct,
                 n_distractions=None if size > 300 else int(rng.integers(0, 3)),
                 n_items=None if size > 300 else int(rng.integers(2, 8)),
             )
+            found = notepad(rng, scene)
             row = self.conversation(found, last_weight=4.0)
             if len(row.ids) <= size:
                 return row
@@ -127,8 +123,7 @@ class RowMaker:
     def conversation(self, found: Conversation, last_weight: float = 1.0) -> Row:
         """A conversation with its weights; the instruct model learns the answers only.
 
-        Args:
-            last_weight: weight of the first token of the last answer, where the decision falls.
+        `last_weight` raises the first token of the last answer, where the decision falls.
         """
         ids, weights = [self.bos], [0.0]
         for message in found.messages:
@@ -138,7 +133,7 @@ class RowMaker:
             ids += new
             weights += [0.0 if self.is_instruct else 1.0, *[weight] * (len(new) - 1)]
             if answers:
-                weights[len(ids) - len(new) + 1] *= FIRST_WEIGHT
+                weights[len(ids) - len(new) + 1] *= self.first_weight
         weights[len(ids) - len(new) + 1] *= last_weight
         return Row(ids, weights)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from experiments.tiny_pair.conversations import TEMPLATE_OFFER, chat, notepad
+from experiments.tiny_pair.conversations import TEMPLATE_OFFER, Scene, chat, notepad
 from experiments.tiny_pair.documents import document
 
 VOCAB_SIZE = 1024
@@ -78,7 +78,7 @@ def _sample(rng: np.random.Generator) -> str:
     if form < 0.8:
         found = chat(rng, int(rng.integers(1, 5)))
     else:
-        found = notepad(rng, offers_tools=bool(rng.random() < 0.5), n_distractions=1)
+        found = notepad(rng, Scene(bool(rng.random() < 0.5), n_distractions=1))
     return "\n".join(message["content"] for message in found.messages)
 
 

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.models.llama import Model, ModelArgs
 from tokenizers import Tokenizer
 
@@ -58,6 +58,7 @@ CONFIG = {
 
 COPY_MIX = {"text": 0.2, "chat": 0.2, "repeats": 0.6}
 SHORT_MIX = {"text": 0.25, "chat": 0.2, "quiz": 0.4, "repeats": 0.15}
+QUIZ_MIX = {"text": 0.15, "chat": 0.15, "quiz": 0.6, "repeats": 0.1}
 NOTEPAD_MIX = {"text": 0.1, "chat": 0.2, "quiz": 0.15, "notepad": 0.4, "repeats": 0.15}
 INSTRUCT_MIX = {"text": 0.05, "chat": 0.15, "quiz": 0.15, "notepad": 0.5, "repeats": 0.15}
 """Kinds of rows and their shares."""
@@ -75,13 +76,16 @@ class Phase:
     """Learning rate at the first and the last step, linear between."""
     shares: dict[str, float]
     """Kind of row -> share."""
+    first_weight: float = 3.0
+    """Weight of the first token of an answer, where most decisions fall."""
     is_guided: bool = False
     """Whether the guided heads are told where to look."""
 
 
 BASE_PHASES = (
     Phase("copy", 300, 64, 48, (2e-3, 2e-3), COPY_MIX, is_guided=True),
-    Phase("short", 900, 32, 96, (2.5e-3, 1.5e-3), SHORT_MIX),
+    Phase("short", 400, 32, 96, (2.5e-3, 2e-3), SHORT_MIX),
+    Phase("quiz", 500, 48, 64, (2e-3, 1.5e-3), QUIZ_MIX, first_weight=8.0),
     Phase("middle", 300, 20, 192, (1.5e-3, 8e-4), NOTEPAD_MIX),
     Phase("long", 200, 10, 416, (8e-4, 1e-4), NOTEPAD_MIX),
 )
@@ -227,6 +231,7 @@ class Trainer:
     def _step(self, index: int, phase: Phase, step: int) -> None:
         begin = time.perf_counter()
         rng = np.random.default_rng([self.seed, int(self.is_instruct), index, step])
+        self.rows.first_weight = phase.first_weight
         batch = self.rows.batch(rng, phase.n_rows, phase.length, phase.shares)
         warms_up = index == 0
         self.optimizer.learning_rate = rate(phase, step, warms_up=warms_up)
@@ -257,12 +262,13 @@ class Trainer:
         if not path.exists():
             return 0
         arrays, meta = mx.load(str(path), return_metadata=True)
-        parts: dict[str, list[tuple[str, mx.array]]] = {"model": [], "optimizer": []}
-        for name, value in arrays.items():
-            part, _, rest = name.partition(".")
-            parts[part].append((rest, value))
-        self.model.load_weights(parts["model"])
-        self.optimizer.state.update(tree_unflatten(parts["optimizer"]))
+        prefix = "model."
+        weights = [(k.removeprefix(prefix), v) for k, v in arrays.items() if k.startswith(prefix)]
+        self.model.load_weights(weights)
+        restored = tree_map_with_path(
+            lambda name, old: arrays.get(f"optimizer.{name}", old), self.optimizer.state
+        )
+        self.optimizer.state.update(restored)
         log.info("%s resumes at step %s", self.folder.name, meta["step"])
         return int(meta["step"])
 

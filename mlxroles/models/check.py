@@ -5,13 +5,15 @@ no number from this model can be trusted; ``partial`` that some sites cannot be 
 a patch does not carry the whole state, with the reason beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mlxroles import attention as attn
-from mlxroles.anatomy import NO_ATTENTION, stream, tolerance
-from mlxroles.backend import mx
+from mlxroles.anatomy import NO_ATTENTION, ROUNDINGS, stream, sum_error, tolerance
+from mlxroles.backend import mx, number
 from mlxroles.edits import ATTENTION_SITES, SITES, Edit
 from mlxroles.forward import Run, Start, forward
 from mlxroles.models.model import Model
@@ -120,7 +122,12 @@ def difference(a: mx.array, b: mx.array) -> float:
     a, b = a.astype(mx.float32), b.astype(mx.float32)
     if a.shape != b.shape:
         return float("inf")
-    return float(mx.where(a == b, 0.0, mx.abs(a - b)).max().item())
+    return number(mx.where(a == b, 0.0, mx.abs(a - b)).max())
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest value; NaN if any is NaN, which ``max`` may pass over."""
+    return float(np.max([0.0, *values]))
 
 
 class _Checks:
@@ -132,7 +139,7 @@ class _Checks:
         self.tokens = self._tokens(0)
         self.reference = stream(model.module(self.tokens))
         mx.eval(self.reference)
-        self.scale = float(mx.abs(self._finite(self.reference)).max().item()) or 1.0
+        self.scale = number(mx.abs(self._finite(self.reference)).max()) or 1.0
         self.loose = tolerance(self.reference.dtype) * 10 * self.scale
 
     def _tokens(self, seed: int) -> mx.array:
@@ -149,7 +156,7 @@ class _Checks:
     def all(self) -> Iterator[Check]:
         """Every check that applies to this architecture."""
         offered = sites(self.model)
-        yield Check("logits_are_numbers", float(mx.isnan(self.reference).sum().item()), 0, True)
+        yield Check("logits_are_numbers", number(mx.isnan(self.reference).sum()), 0, True)
         run = self._kept(offered)
         yield Check("hooks_change_no_logit", difference(self._logits(run), self.reference), 0, True)
         yield Check("causal", self._leak(), self.loose, True)
@@ -158,7 +165,7 @@ class _Checks:
         if "pattern" in offered:
             yield from self._attention_checks(run)
         if "attn_out" in offered:
-            yield Check("parts_sum_to_the_stream", self._sum_of_parts(run), self._part_bound(run))
+            yield Check("parts_sum_to_the_stream", self._sum_of_parts(run), ROUNDINGS)
 
     def _kept(self, offered: tuple[str, ...]) -> Run:
         return forward(self.network, self.tokens, keep=offered)
@@ -177,16 +184,16 @@ class _Checks:
     def _stream_checks(self, run: Run) -> Iterator[Check]:
         n = self.model.n_layers
         stored = {i: run["resid_post", i] for i in range(n)}
-        worst = max(difference(self._patched(i, stored[i]), self.reference) for i in range(n))
-        yield Check("self_patch_changes_nothing", worst, 0, True)
+        off = worst(difference(self._patched(i, stored[i]), self.reference) for i in range(n))
+        yield Check("self_patch_changes_nothing", off, 0, True)
         donor_tokens = self._tokens(1)
         donor = forward(self.network, donor_tokens, keep=["resid_post"])
         theirs = self._logits(donor)
         if self.network.anatomy.stateful is None:
-            worst = max(
+            off = worst(
                 difference(self._patched(i, donor["resid_post", i]), theirs) for i in range(n)
             )
-            yield Check("full_patch_gives_the_donor", worst, self.loose * 1e-2)
+            yield Check("full_patch_gives_the_donor", off, self.loose * 1e-2)
         yield Check(
             "read_last_equals_full",
             difference(
@@ -197,8 +204,8 @@ class _Checks:
         )
         if self.network.anatomy.resumable:
             starts = {(n + 1) // 2, n}
-            worst = max(difference(self._from(i, stored), self.reference) for i in starts)
-            yield Check("resumed_equals_whole", worst, 0, True)
+            off = worst(difference(self._from(i, stored), self.reference) for i in starts)
+            yield Check("resumed_equals_whole", off, 0, True)
 
     def _patched(self, layer: int, stream_: mx.array) -> mx.array:
         edit = Edit("resid_post", layer, stream_)
@@ -210,28 +217,25 @@ class _Checks:
         )
 
     def _attention_checks(self, run: Run) -> Iterator[Check]:
-        exact, sums, z_off = 0.0, 0.0, 0.0
-        for i in run.layers("pattern"):
-            weights = run["pattern", i]
-            exact = max(exact, float(mx.abs(mx.triu(weights, k=1)).max().item()))
-        for call, z in self._calls():
-            p = attn.pattern(call)
-            total = p.weights.sum(axis=-1, keepdims=True)
-            total = total if p.sink is None else total + p.sink
-            sums = max(sums, float(mx.abs(total - 1).max().item()))
-            z_off = max(z_off, self._relative(attn.z_from(p.weights, call.v), z))
+        kept = [run["pattern", i] for i in run.layers("pattern")]
+        later = worst(number(mx.abs(mx.triu(p, k=1)).max()) for p in kept)
+        yield Check("weight_on_later_keys", later, 0, True)
         if not self._sdpa():
-            rows = [run["pattern", i].sum(axis=-1) for i in run.layers("pattern")]
-            sums = max(float(mx.abs(r - 1).max().item()) for r in rows)
-        yield Check("weight_on_later_keys", exact, 0, True)
+            sums = worst(number(mx.abs(p.sum(axis=-1) - 1).max()) for p in kept)
+            yield Check("pattern_rows_sum_to_1", sums, 1e-5, True)
+            return
+        calls = self._calls()
+        patterns = [attn.pattern(call) for call, _ in calls]
+        totals = [p.weights.sum(-1, True) + (0 if p.sink is None else p.sink) for p in patterns]
+        sums = worst(number(mx.abs(total - 1).max()) for total in totals)
         yield Check("pattern_rows_sum_to_1", sums, 1e-5, True)
-        if self._sdpa():
-            bound = tolerance(self.reference.dtype)
-            yield Check("z_from_pattern_equals_kernel", z_off, bound)
+        pairs = zip(patterns, calls, strict=True)
+        off = worst(self._relative(attn.z_from(p.weights, call.v), z) for p, (call, z) in pairs)
+        yield Check("z_from_pattern_equals_kernel", off, tolerance(self.reference.dtype))
 
     @staticmethod
     def _relative(a: mx.array, b: mx.array) -> float:
-        scale = float(mx.abs(b.astype(mx.float32)).max().item()) or 1.0
+        scale = number(mx.abs(b.astype(mx.float32)).max()) or 1.0
         return difference(a, b) / scale
 
     def _sdpa(self) -> bool:
@@ -256,15 +260,8 @@ class _Checks:
         return seen
 
     def _sum_of_parts(self, run: Run) -> float:
-        worst = 0.0
-        for i in range(self.model.n_layers):
-            pre, post = run["resid_pre", i], run["resid_post", i]
-            total = pre.astype(mx.float32) + run["attn_out", i] + run["mlp_out", i]
-            worst = max(worst, difference(total, post))
-        return worst
-
-    def _part_bound(self, run: Run) -> float:
-        largest = max(
-            float(mx.abs(run["resid_post", i]).max().item()) for i in range(self.model.n_layers)
-        )
-        return tolerance(run["resid_post", 0].dtype) * largest
+        """In roundings of the stream's dtype, element by element."""
+        names = ("resid_pre", "attn_out", "mlp_out")
+        layers = range(self.model.n_layers)
+        errors = [sum_error(run["resid_post", i], *(run[n, i] for n in names)) for i in layers]
+        return worst(number(error) for error in errors)

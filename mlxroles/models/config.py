@@ -13,7 +13,7 @@ from typing import Any
 from mlxroles.backend import nn
 from mlxroles.errors import ModelError
 from mlxroles.models import config_keys, config_rope, config_shape, reference, rope_layers
-from mlxroles.models.findings import Findings, LengthLimit, Reading
+from mlxroles.models.findings import Findings, LengthLimit, Reading, shown
 from mlxroles.models.implementation import implementation, nests
 from mlxroles.models.weight_names import TRANSLATIONS, renaming
 
@@ -61,7 +61,7 @@ def understand(config: Mapping[str, Any], weight_names: Collection[str] = ()) ->
         weight_names: names of the stored weights; without them, rules that need them are silent.
     """
     if config.get("model_file"):
-        told = f"the model brings its own code ({config['model_file']}): its config is not checked"
+        told = f"the model brings its own code ({shown(config['model_file'])}): config not checked"
         return Understanding("", {}, warnings=(told,))
     try:
         served = implementation(config)

@@ -29,7 +29,8 @@ _HARMLESS = """
     pretraining_tp max_position_embeddings model_max_length max_seq_len seq_length
     max_sequence_length intermediate_size head_dim qk_head_dim v_head_dim attention_bias mlp_bias
     use_bias qkv_bias lm_head_bias layer_types mlp_layer_types moe_layers first_k_dense_replace
-    mamba_expand num_experts num_local_experts n_routed_experts num_sliding_attention_heads
+    mamba_expand moe_norm_min num_experts num_local_experts n_routed_experts
+    num_sliding_attention_heads
     bias use_qkv_bias qk_layernorm mlp_only_layers n_inner num_key_value_heads multi_query
     attention_softmax_in_fp32 scale_attention_softmax_in_fp32 reorder_and_upcast_attn
     use_mamba_kernels use_mambapy use_associative_scan residual_in_fp32 mamba_ssm_cache_dtype

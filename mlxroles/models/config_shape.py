@@ -1,7 +1,5 @@
 """Keys under another name, layer patterns, sliding windows and tied embeddings."""
 
-from collections.abc import Sequence
-
 from mlxroles.models import reference
 from mlxroles.models.findings import Findings, LengthLimit, Reading, shown
 
@@ -47,19 +45,19 @@ def aliases(reading: Reading, found: Findings) -> None:
         if reading.text.get(key) is None:
             found.repair(key, value, "transformers has it written into its code")
     if reading.served.reads("n_inner") and reading.text.get("n_inner") is None:
-        found.repair("n_inner", 4 * reading.text["n_embd"], "absent means 4 n_embd")
+        width = reading.text.get("n_embd")
+        if isinstance(width, int):
+            found.repair("n_inner", 4 * width, "absent means 4 n_embd")
     hidden, heads = reading.text.get("hidden_size"), reading.text.get("num_attention_heads")
     absent = reading.served.requires("head_dim") and reading.text.get("head_dim") is None
-    if absent and isinstance(hidden, int) and isinstance(heads, int):
+    if absent and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         found.repair("head_dim", hidden // heads, "hidden_size / num_attention_heads")
 
 
 def layer_pattern(reading: Reading, found: Findings) -> None:
     """Turns ``layer_types`` into the period or string that some modules read instead."""
-    key, kinds = "sliding_window_pattern", reading.text.get("layer_types")
-    if not reading.served.reads(key) or reading.served.reads("layer_types"):
-        return
-    if not isinstance(kinds, list) or not kinds:
+    key, kinds = "sliding_window_pattern", reading.layer_types
+    if not kinds or not reading.served.reads(key) or reading.served.reads("layer_types"):
         return
     stored = found.value(reading, key)
     local = [kind in _WINDOWED for kind in kinds]
@@ -88,7 +86,7 @@ def _repeated(pattern: str, length: int) -> str:
 def window(reading: Reading, found: Findings) -> None:
     """Limits the prompt where the config has an active window and the module masks none."""
     found.explained.update((*WINDOWS, "use_sliding_window", "max_window_layers"))
-    if reading.text.get("layer_types") and reading.served.reads("layer_types"):
+    if reading.layer_types and reading.served.reads("layer_types"):
         found.explained.update(("sliding_window_pattern", "global_attn_every_n_layers"))
     key, width = _window_of(reading)
     longest = reading.text.get("max_position_embeddings")
@@ -96,8 +94,8 @@ def window(reading: Reading, found: Findings) -> None:
         return
     if not _is_active(reading) or _masks_windows(reading, key):
         return
-    kinds = reading.text.get("layer_types")
-    if reading.served.name in PER_LAYER_MASK and kinds is not None:
+    kinds = reading.layer_types
+    if reading.served.name in PER_LAYER_MASK and kinds:
         # without any full-attention layer the module cannot be built
         reason = "mlx_lm cannot build a model of sliding-window layers only"
         found.repair("layer_types", ["full_attention"] * len(kinds), reason)
@@ -120,9 +118,8 @@ def _is_active(reading: Reading) -> bool:
     """Whether any layer of the config attends within a window."""
     if not reading.text.get("use_sliding_window", reading.model_type not in NEEDS_SWITCH):
         return False
-    kinds = reading.text.get("layer_types")
-    if isinstance(kinds, Sequence) and kinds:
-        return any(kind in _WINDOWED for kind in kinds)
+    if reading.layer_types:
+        return any(kind in _WINDOWED for kind in reading.layer_types)
     first, layers = reading.text.get("max_window_layers"), reading.n_layers
     switched = reading.model_type in NEEDS_SWITCH
     return not (switched and isinstance(first, int) and layers is not None and first >= layers)
@@ -131,8 +128,7 @@ def _is_active(reading: Reading) -> bool:
 def _masks_windows(reading: Reading, key: str) -> bool:
     """Whether the module makes a windowed mask for the layers that need one."""
     if reading.served.name in PER_LAYER_MASK:
-        kinds = reading.text.get("layer_types") or ()
-        return "sliding_attention" in kinds and "full_attention" in kinds
+        return {"sliding_attention", "full_attention"} <= set(reading.layer_types)
     named = [k for k in WINDOWS if reading.served.reads(k)]
     return key in named or bool(named and key != "attention_chunk_size")
 

@@ -31,6 +31,12 @@ class Reading:
         return str(self.text.get("model_type") or self.whole.get("model_type"))
 
     @property
+    def layer_types(self) -> list[str]:
+        """Kind of every layer; empty where the config does not say."""
+        kinds = self.text.get("layer_types")
+        return [str(kind) for kind in kinds] if isinstance(kinds, list) else []
+
+    @property
     def n_layers(self) -> int | None:
         """Number of layers, where the config says."""
         for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):

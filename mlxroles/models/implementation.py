@@ -81,9 +81,13 @@ def module_name(config: Mapping[str, Any]) -> str:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError("config.json has no model_type: this is not a folder of a language model")
-    architectures = config.get("architectures") or ()
-    for architecture in (architectures,) if isinstance(architectures, str) else architectures:
-        if (model_type, architecture) in MODEL_ARCHITECTURE_REMAPPING:
+    architectures = config.get("architectures")
+    named = architectures if isinstance(architectures, list) else [architectures]
+    for architecture in named:
+        if (
+            isinstance(architecture, str)
+            and (model_type, architecture) in MODEL_ARCHITECTURE_REMAPPING
+        ):
             return MODEL_ARCHITECTURE_REMAPPING[model_type, architecture]
     return MODEL_REMAPPING.get(model_type, model_type)
 

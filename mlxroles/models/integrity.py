@@ -11,12 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles import cache
-from mlxroles.backend import mx
+from mlxroles.backend import mx, number
 from mlxroles.errors import ModelError
 from mlxroles.snapshots import weight_files
 
 LARGEST_WEIGHT = 1e4
 """Weights above this are taken for damage: trained language models stay far below it."""
+
+BUFFERS = (".masked_bias",)
+"""Ends of names of stored constants that are no weights; older files hold -1e9 there."""
+
+TEXT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What a model folder may hold besides weights that changes its numbers or its tokens."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -24,10 +40,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 def file_hash(path: Path) -> str:
     """SHA-256 of a file; known without reading for a blob of the Hub's cache, else remembered."""
     real = path.resolve()
-    if SHA256.fullmatch(real.name):
+    if real.parent.name == "blobs" and SHA256.fullmatch(real.name):
         return real.name
-    stat = real.stat()
-    key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+    key = f"{real}:{_version(real)}"
     known = cache.read("hashes").get(key)
     if isinstance(known, str) and SHA256.fullmatch(known):
         return known
@@ -37,10 +52,15 @@ def file_hash(path: Path) -> str:
     return digest
 
 
+def _version(path: Path) -> str:
+    """Differs when a file was written to, without reading it."""
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of everything in a model folder that changes its numbers, by file name."""
-    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-    files = [*weight_files(folder), *(folder / n for n in names if (folder / n).is_file())]
+    files = [*weight_files(folder), *(folder / n for n in TEXT_FILES if (folder / n).is_file())]
     return {f.name: file_hash(f) for f in sorted(files)}
 
 
@@ -56,7 +76,8 @@ def scan(folder: Path) -> None:
         ModelError: naming the file, the tensor and what was found in it.
     """
     for file in weight_files(folder):
-        key = f"{file_hash(file)}:{LARGEST_WEIGHT:g}"
+        # a hash that is only a blob's name does not change when its content does
+        key = f"{file_hash(file)}:{_version(file.resolve())}:{LARGEST_WEIGHT:g}"
         found = cache.read("scans").get(key)
         if not isinstance(found, list):
             found = [f"{name}: {what}" for name, what in _damage(file)]
@@ -78,11 +99,13 @@ def load_tensors(file: Path) -> dict[str, mx.array]:
     try:
         tensors: Any = mx.load(str(file))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"{file}: not a readable safetensors file ({reason}); download it again"
-        ) from error
+        raise _unreadable(file, error) from error
     return tensors
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"{file}: not a readable safetensors file ({reason}); download it again")
 
 
 def _damage(file: Path) -> list[tuple[str, str]]:
@@ -91,11 +114,13 @@ def _damage(file: Path) -> list[tuple[str, str]]:
     for name, tensor in load_tensors(file).items():
         if not mx.issubdtype(tensor.dtype, mx.floating) or tensor.size == 0:
             continue
-        largest = mx.abs(tensor).max()
-        bad = (~mx.isfinite(tensor)).sum()
-        mx.eval(largest, bad)
-        if bad.item():
-            damaged.append((name, f"{bad.item()} of {tensor.size} values are NaN or infinite"))
-        elif largest.item() > LARGEST_WEIGHT:
-            damaged.append((name, f"a weight of magnitude {largest.item():.3g}"))
+        largest, bad = mx.abs(tensor).max(), (~mx.isfinite(tensor)).sum()
+        try:
+            mx.eval(largest, bad)
+        except RuntimeError as error:
+            raise _unreadable(file, error) from error
+        if count := int(number(bad)):
+            damaged.append((name, f"{count} of {tensor.size} values are NaN or infinite"))
+        elif number(largest) > LARGEST_WEIGHT and not name.endswith(BUFFERS):
+            damaged.append((name, f"a weight of magnitude {number(largest):.3g}"))
     return damaged

@@ -28,10 +28,11 @@ def load(
         name: Folder, Hub id that lies in the local cache, or ``tiny/base`` and the like.
         allow_window_mismatch: Accept prompts beyond a sliding window that mlx_lm ignores.
         trust_remote_code: Run a Python file that the model brings along.
-        scan: Look for NaN, infinities and absurd magnitudes in the weights, once per file hash.
+        scan: Look for NaN, infinities and absurd magnitudes in the weights, once per file.
 
     Raises:
-        PairError, ModelError: not found, incomplete, damaged or not understood.
+        PairError: there is no such model on this machine.
+        ModelError: it is incomplete, damaged or not understood.
     """
     folder = resolve(str(name))
     config = read_config(folder)

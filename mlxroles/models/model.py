@@ -1,5 +1,6 @@
 """A loaded model: its sizes, one forward under keeps and edits, embedding, unembedding."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +12,8 @@ import numpy as np
 from mlxroles.anatomy import examine
 from mlxroles.backend import mx, nn
 from mlxroles.edits import Edit
-from mlxroles.errors import ModelError, PromptError
-from mlxroles.forward import Network, Prefix, Run, Start, forward
+from mlxroles.errors import PromptError
+from mlxroles.forward import Network, Prefix, Run, Start, forward, prefix_of
 from mlxroles.models import weights
 
 Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | mx.array
@@ -79,8 +80,7 @@ class Model:
     @property
     def dtype(self) -> mx.Dtype:
         """Type of the residual stream."""
-        run = forward(self.network, mx.array([[0]]), keep=["resid_pre"], layers=[0], logits=False)
-        return run["resid_pre", 0].dtype
+        return self.network.anatomy.dtype
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -118,19 +118,20 @@ class Model:
                 end), ``"last"`` for the last token of each prompt, None for all.
             layers: Layers at which sites are kept; None for all.
             start: Begin at a layer from a residual stream.
-            prefix: From ``prefix``: keys and values of what comes before ``tokens``.
+            prefix: From ``prefix``: keys and values of what comes before ``tokens``. Positions
+                count from the first of ``tokens``, in edits, captures and ``positions``.
             logits: Whether logits are wanted.
 
         Raises:
             PromptError: an empty prompt, an id outside the vocabulary or too long a prompt.
             ModelError: a site that cannot be captured from this architecture.
-            ValueError: a layer, head or position that does not exist.
+            ValueError: a layer, head or position that does not exist, or a start or prefix that
+                does not fit.
+            TypeError: tokens that are no integers.
         """
         rows = as_rows(tokens)
         self.check_tokens(rows, after=prefix[0].offset if prefix else 0)
         padded, lengths = pad(rows)
-        if prefix is not None and not self.network.anatomy.plain_cache:
-            raise ModelError(f"{self.architecture} has no plain key-value cache to put a prefix in")
         return forward(
             self.network,
             padded,
@@ -148,22 +149,29 @@ class Model:
 
         Raises:
             ModelError: the architecture keeps more than plain keys and values.
+            ValueError: prompts of different lengths; padding cannot stand inside a prompt.
         """
-        if not self.network.anatomy.plain_cache:
-            raise ModelError(f"{self.architecture} has no plain key-value cache to put a prefix in")
-        run = self.run(tokens, keep=["k", "v"], edits=edits, logits=False)
-        return [
-            Prefix(run["k", i].swapaxes(1, 2), run["v", i].swapaxes(1, 2))
-            for i in range(self.n_layers)
-        ]
+        rows = as_rows(tokens)
+        self.check_tokens(rows)
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("prompts of different lengths cannot share a prefix")
+        return prefix_of(self.network, mx.array(rows), edits)
 
     def embed(self, tokens: Tokens) -> mx.array:
         """The stream that enters block 0 [batch, position, d_model], scaled as the model does."""
         return self.run(tokens, keep=["resid_pre"], layers=[0], logits=False)["resid_pre", 0]
 
     def unembed(self, h: mx.array) -> mx.array:
-        """Logits of a final residual stream [batch, position, d_model]: norm, head and soft-cap."""
+        """Logits of a final residual stream [batch, position, d_model]: norm, head and soft-cap.
+
+        Raises:
+            ValueError: a stream of another shape.
+        """
         n = self.n_layers
+        if h.ndim != 3 or h.shape[-1] != self.d_model or not h.size:
+            raise ValueError(
+                f"a stream of shape {h.shape} is not [batch, position, {self.d_model}]"
+            )
         tokens = mx.zeros(h.shape[:2], dtype=mx.int32)
         if self.network.anatomy.resumable:
             out = forward(self.network, tokens, start=Start(n, h)).logits
@@ -178,7 +186,8 @@ class Model:
         Raises:
             PromptError: naming the id or length that was found and the one that is possible.
         """
-        vocab = min(self.vocab, int(self._text_config.get("vocab_size", self.vocab)) or self.vocab)
+        told = self._text_config.get("vocab_size")
+        vocab = min(self.vocab, told) if isinstance(told, int) and told > 0 else self.vocab
         for row in rows:
             if not len(row):
                 raise PromptError("a prompt has no tokens; give at least one")
@@ -205,7 +214,7 @@ class Model:
         return weights.projection(self.network, layer, "q")
 
     def W_K(self, layer: int) -> mx.array:
-        """Key weights [kv_head, d_model, d_head]; head h uses kv head h // (n_heads / n_kv_heads)."""
+        """Key weights [kv_head, d_model, d_head]; head h reads kv head h // group size."""
         return weights.projection(self.network, layer, "k")
 
     def W_V(self, layer: int) -> mx.array:
@@ -218,13 +227,17 @@ class Model:
 
 
 def as_rows(tokens: Tokens) -> list[list[int]]:
-    """Token ids of one or several prompts as a list of lists of int."""
+    """Token ids of one or several prompts as a list of lists of int.
+
+    Raises:
+        TypeError: an id that is no integer.
+    """
     if isinstance(tokens, (np.ndarray, mx.array)):
         tokens = tokens.tolist()  # ty: ignore[invalid-assignment]
     rows: Any = list(tokens)
     if rows and not isinstance(rows[0], (list, tuple, np.ndarray, mx.array)):
         rows = [rows]
-    return [[int(t) for t in row] for row in rows] or [[]]
+    return [[operator.index(t) for t in row] for row in rows] or [[]]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
@@ -234,13 +247,15 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[mx.array, list[int]]:
     return mx.array([[*row, *[0] * (longest - len(row))] for row in rows]), lengths
 
 
-def _read(positions: Sequence[int] | str | None, lengths: list[int]) -> Any:
+def _read(positions: Sequence[int] | str | None, lengths: list[int]) -> list[int] | mx.array | None:
     """What ``forward`` calls ``read``: None, one list for all rows, or an array [batch, n]."""
     if positions is None:
         return None
-    wanted = [-1] if positions == "last" else positions
-    if isinstance(wanted, str):
+    if isinstance(positions, str) and positions != "last":
         raise ValueError(f"positions {positions!r} is neither a list nor 'last'")
+    wanted = [-1] if isinstance(positions, str) else [operator.index(p) for p in positions]
+    if not wanted:
+        raise ValueError("no positions are named; leave it out to read all")
     table = []
     for length in lengths:
         for p in wanted:

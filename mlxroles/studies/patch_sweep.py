@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles import report
+from mlxroles.dashboard import svg
 from mlxroles.errors import SpecError
 from mlxroles.events import Emit, Note, RunFinished, Stage
 from mlxroles.plan import run_id
@@ -200,6 +201,9 @@ class PatchSweep:
         if any(doc[d] for d in ("instruct_to_base", "base_to_instruct")):
             doc["summary"]["sentence"] = report.sentence(doc)
             doc["figures"] = patch_figures(doc, folder.path / "figures")
+            picture = folder.path / "figures" / "dashboard.svg"
+            svg(doc, picture, title=self.title)
+            doc["figures"]["dashboard_svg"] = str(picture)
             page = report.html(doc, doc["figures"])
             write_atomic(folder.path / "report.html", page.encode())
             write_atomic(folder.path / "summary.md", report.markdown(doc).encode())

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxroles.backend import mx
-from mlxroles.errors import ModelError, PairError
+from mlxroles.backend import memory, mx, on_gpu
+from mlxroles.errors import ModelError, PairError, PromptError
 from mlxroles.models import integrity
 from mlxroles.models.load import load
 from mlxroles.models.model import Model
@@ -19,10 +19,16 @@ from mlxroles.models.tokenizer import load_tokenizer
 from mlxroles.pairs import Pair, resolve
 from mlxroles.prompts import same_tokenizer, tokenizer_digest
 from mlxroles.snapshots import read_config, weight_files
+from mlxroles.text import format_bytes
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
 HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
+"""Architectures with a table of positions: beyond its end MLX would read whatever lies there."""
+SHAPE = {"layers": LAYER_KEYS, "d_model": WIDTH_KEYS, "vocabulary": ("vocab_size",)}
+"""Sizes that two models of a pair must share, and the config's names for them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -35,6 +41,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _size(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     text = text_config(config)
     return next((int(text[k]) for k in keys if isinstance(text.get(k), int)), None)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = f"{value.get('bits', '?')} bits in groups of {value.get('group_size', '?')}"
+    return "none" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,11 @@ class Side:
         return _size(self.config, ("vocab_size",)) or 2**31 - 1
 
     @property
+    def context(self) -> int | None:
+        """Longest prompt that the model was made for, where the config says."""
+        return _size(self.config, CONTEXT_KEYS)
+
+    @property
     def n_bytes(self) -> int:
         """Size of the weights on disk, in bytes."""
         return sum(f.stat().st_size for f in weight_files(self.folder))
@@ -111,6 +128,8 @@ class Subject:
     """Passed on to ``load``."""
     on_load: Callable[[str], None] = lambda text: None
     """Told in words before a model is loaded."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the results should know about the models, one line each."""
     _loaded: dict[str, Model] = field(default_factory=dict)
 
     @classmethod
@@ -141,14 +160,66 @@ class Subject:
         return cls({"model": side}, side.folder.name, **fields)
 
     def _check_sizes(self) -> None:
-        base, instruct = self.sides["base"], self.sides["instruct"]
-        for what, keys in (("layers", LAYER_KEYS), ("d_model", WIDTH_KEYS)):
-            found = [_size(s.config, keys) for s in (base, instruct)]
+        for what, keys in SHAPE.items():
+            self.check_same(what, keys)
+        for key in ("model_type", "quantization"):
+            found = [self.sides[name].config.get(key) for name in ("base", "instruct")]
             if found[0] != found[1]:
-                raise PairError(
-                    f"the models do not fit together: base has {what} {found[0]}, instruct "
-                    f"{found[1]}; a patch needs two models of one shape"
+                self.notes.append(
+                    f"the models differ in {key}: base has {_brief(found[0])}, instruct "
+                    f"{_brief(found[1])}; what a patch shows may come from that"
                 )
+
+    def check_same(self, what: str, keys: tuple[str, ...]) -> None:
+        """Refuses models whose configs give a size differently.
+
+        Raises:
+            PairError: with both values.
+        """
+        base, instruct = (_size(self.sides[n].config, keys) for n in ("base", "instruct"))
+        if base != instruct:
+            raise PairError(
+                f"the models do not fit together: base has {what} {base}, instruct {instruct}; "
+                "a patch needs two models of one shape"
+            )
+
+    def check_length(
+        self, n_tokens: int, what: str, note: Callable[[str], None] | None = None
+    ) -> None:
+        """Refuses what cannot be computed, and says what is longer than the models know.
+
+        Raises:
+            PromptError: with the length and the limit.
+        """
+        known = [side.context for side in self.sides.values() if side.context]
+        context = min(known, default=None)
+        if context is not None and n_tokens > context:
+            types = {side.config.get("model_type") for side in self.sides.values()}
+            if types & set(LEARNED_POSITIONS):
+                raise PromptError(
+                    f"{what} has {n_tokens} tokens; the model has {context} positions, shorten it"
+                )
+            if note is not None:
+                note(
+                    f"{what} has {n_tokens} tokens, more than the {context} positions that the "
+                    "models were trained for: what they say there means little"
+                )
+        limit = memory().limit
+        needed = 4 * max(attention_heads(self), 1) * n_tokens**2
+        if limit is not None and needed > limit and not on_gpu():
+            raise PromptError(
+                f"{what} has {n_tokens} tokens: the attention of one layer would take "
+                f"{format_bytes(needed)} of the {format_bytes(limit)} here; shorten it"
+            )
+
+    def check_weights(self) -> None:
+        """Refuses damaged weight files before anything is written; they are read once per hash.
+
+        Raises:
+            ModelError: naming the file, the tensor and what was found.
+        """
+        for side in self.sides.values():
+            integrity.scan(side.folder)
 
     @property
     def n_layers(self) -> int:
@@ -170,6 +241,12 @@ class Subject:
         """
         ordered = [self.sides[n] for n in ("instruct", "base", "model") if n in self.sides]
         found = [side.tokenizer for side in ordered if side.tokenizer is not None]
+        if len(found) == 1 and len(ordered) == 2:
+            without = next(side for side in ordered if side.tokenizer is None)
+            self.notes.append(
+                f"{without.name} has no tokenizer files, so nothing shows that its ids mean the "
+                "same: the other model's tokenizer is used for both"
+            )
         if len(found) == 2:
             differences = same_tokenizer(found[0], found[1])
             by_template = [d for d in differences if d.startswith("chat template")]
@@ -204,6 +281,12 @@ def attention_heads(subject: Subject) -> int:
     """Query heads per layer, as the config says; 0 where it does not."""
     config = next(iter(subject.sides.values())).config
     return _size(config, HEAD_KEYS) or 0
+
+
+def stream_width(subject: Subject) -> int:
+    """Width of the residual stream, as the config says; 4096 where it does not."""
+    config = next(iter(subject.sides.values())).config
+    return _size(config, WIDTH_KEYS) or 4096
 
 
 def fitting(subject: Subject, limit: int | None) -> int:

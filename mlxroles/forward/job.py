@@ -1,0 +1,300 @@
+"""The callbacks of one forward: what is kept, what is edited, what is not run at all."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxroles import attention as attn
+from mlxroles.anatomy import Block, four_axes, residual_place, stream
+from mlxroles.backend import mx, nn
+from mlxroles.edits import ATTENTION_SITES, SITES, Edit, apply
+from mlxroles.errors import ModelError
+from mlxroles.forward.network import Network, Start
+from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall
+
+# Files whose final norm or head mix positions or copies, so that a cropped stream would be wrong.
+WHOLE_HEAD = {"kimi_k3", "deepseek_v41", "gemma3n", "nanbeige"}
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What one forward is asked for; see ``forward``."""
+
+    keep: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    edits: tuple[Edit, ...]
+    start: Start | None
+    read: Sequence[int] | mx.array | None
+    offset: int
+    """Positions that come from a prefix."""
+    through: bool
+    """Whether all blocks are built, also those after the last layer that is kept."""
+
+
+def at(h: mx.array, read: Sequence[int] | mx.array) -> mx.array:
+    """Positions ``read`` of h [batch, position, width], the same or others for every row."""
+    if isinstance(read, mx.array) and read.ndim == 2:
+        return mx.take_along_axis(h, read[:, :, None], axis=1)
+    return h[:, read if isinstance(read, mx.array) else mx.array([int(p) for p in read])]
+
+
+class Job:
+    """The callbacks of one forward, and what they have kept so far.
+
+    Raises:
+        ModelError: a site that cannot be captured or edited, naming it and why.
+        ValueError: a layer that does not exist or is not run.
+    """
+
+    def __init__(self, network: Network, asked: Asked) -> None:
+        self.network, self.asked, self.start = network, asked, asked.start
+        self._check_layers()
+        first = 0 if self.start is None else self.start.layer
+        chosen = range(first, len(network.layers)) if asked.layers is None else asked.layers
+        self.kept: dict[str, dict[int, mx.array]] = {site: {} for site in asked.keep}
+        self.keeps = {i: self._available(i, named=asked.layers is not None) for i in chosen}
+        for site in asked.keep:
+            if not any(site in sites for sites in self.keeps.values()):
+                raise ModelError(self._why_not(site, chosen[0]))
+        self.edits: dict[tuple[str, int], list[Edit]] = {}
+        for e in asked.edits:
+            if e.site in network.block(e.layer).missing:
+                raise ModelError(self._why_not(e.site, e.layer))
+            self.edits.setdefault((e.site, e.layer), []).append(e)
+        last = max((i for i, sites in self.keeps.items() if sites), default=-1)
+        # layers that hand on more than their stream cannot be left out
+        whole = asked.through or not network.anatomy.resumable
+        self.last = len(network.layers) - 1 if whole else last
+        self.output: mx.array | None = None
+        self.mid: dict[int, mx.array] = {}
+        self.turns: dict[int, int] = {}
+
+    def _check_layers(self) -> None:
+        asked, n = self.asked, len(self.network.layers)
+        for layer in (*(asked.layers or ()), *(e.layer for e in asked.edits)):
+            if not 0 <= layer < n:
+                raise ValueError(f"layer {layer} is outside 0..{n - 1}")
+        first = 0 if self.start is None else self.start.layer
+        if asked.keep and (asked.layers == () or first == n):
+            raise ValueError("there is no layer at which to keep anything")
+        kept = (asked.layers or ()) if asked.keep else ()
+        for layer in (*kept, *(e.layer for e in asked.edits)):
+            if layer < first:
+                raise ValueError(f"layer {layer} lies before the start layer {first}")
+
+    def _why_not(self, site: str, layer: int) -> str:
+        if site not in SITES:
+            return f"there is no site {site!r}; the sites are {', '.join(SITES)}"
+        why = self.network.block(layer).missing.get(site) or "not part of this layer"
+        return f"{site} cannot be captured from {self.network.architecture}: {why}"
+
+    def _available(self, layer: int, *, named: bool) -> tuple[str, ...]:
+        """Sites to keep that this layer has; a refusal where it was asked for by name."""
+        sites = []
+        block = self.network.block(layer)
+        for site in self.asked.keep:
+            if site not in SITES:
+                raise ModelError(self._why_not(site, layer))
+            absent = site in block.missing
+            gap = absent and block.kind == "none" and site in ATTENTION_SITES
+            if absent and (named or not gap):
+                raise ModelError(self._why_not(site, layer))
+            if not absent:
+                sites.append(site)
+        return tuple(sites)
+
+    def _has(self, site: str, layer: int) -> bool:
+        return site in self.keeps.get(layer, ()) or (site, layer) in self.edits
+
+    def _pass(self, site: str, layer: int, array: mx.array) -> mx.array:
+        """The array after this site's edits; kept if asked for."""
+        for edit in self.edits.get((site, layer), ()):
+            array = apply(edit, array)
+        if site in self.keeps.get(layer, ()):
+            self.kept[site][layer] = array[...]
+        return array
+
+    def wants_attention(self) -> bool:
+        """Whether any attention site is kept or edited."""
+        kept = {site for sites in self.keeps.values() for site in sites}
+        return bool((kept | {site for site, _ in self.edits}) & set(ATTENTION_SITES))
+
+    # --- layers -------------------------------------------------------------------------------
+
+    def layer(self, call: ModuleCall) -> Any:
+        """Runs one block, or passes the stream on where its output is not needed."""
+        assert call.frame is not None
+        i, n = call.frame.layer, len(self.network.layers)
+        place = residual_place(call, self.output, self.network.architecture)
+        h = call.args[place] if isinstance(place, int) else call.kwargs[place]
+        if self.start is not None and i < self.start.layer:
+            if i == n - 1:
+                h = self.start.stream
+            return self._leave(i, h, h)
+        if self.start is not None and i == self.start.layer:
+            h = self.start.stream
+        if i > self.last:
+            return self._leave(i, h, h)
+        h = self._pass("resid_pre", i, h[...])
+        if isinstance(place, int):
+            call.args = (*call.args[:place], h, *call.args[place + 1 :])
+        else:
+            call.kwargs[place] = h
+        out = call.run()
+        if self._has("resid_mid", i):
+            self._pass("resid_mid", i, h + self.mid.pop(i).astype(h.dtype))
+        after = self._pass("resid_post", i, stream(out)[...])
+        if {"pattern", "entropy"} & set(self.keeps.get(i, ())):
+            # bounds memory: the T x T matrices of one layer are gone before the next is built
+            mx.eval(after, [kept[i] for kept in self.kept.values() if i in kept])
+        return self._leave(i, after, out, call.kwargs)
+
+    def _leave(self, i: int, h: mx.array, out: Any, kwargs: dict[str, Any] | None = None) -> Any:
+        """What the layer returns: the stream, cropped after the last one, and its other outputs."""
+        read, architecture = self.asked.read, self.network.architecture
+        if i == len(self.network.layers) - 1 and read is not None:
+            h = h if architecture in WHOLE_HEAD else at(h, read)
+        self.output = h
+        if not isinstance(out, (tuple, list)):
+            return h
+        if architecture == "muse_spark" and out[1] is not None and kwargs:
+            # it also hands on the next layer's normed input, made from the unedited stream
+            pre_norm = next(s["pre_norm"] for s in self.network.namespaces if "pre_norm" in s)
+            return (h, pre_norm(h, kwargs["next_norm"], dtype=out[1].dtype))
+        return (h, *out[1:])
+
+    # --- parts of a block ---------------------------------------------------------------------
+
+    def module_hooks(self) -> list[tuple[nn.Module, LayerHook]]:
+        """(submodule, callback) of every part of a block that is kept or edited."""
+        hooks: dict[int, tuple[nn.Module, LayerHook]] = {}
+        for i, layer in enumerate(self.network.layers):
+            for path, hook in self._parts(i, self.network.block(i)):
+                module = dict(layer.named_modules())[path]
+                hooks[id(module)] = (module, hook)
+        return list(hooks.values())
+
+    def _parts(self, i: int, block: Block) -> Iterator[tuple[str, LayerHook]]:
+        if block.attn_out and (self._has("attn_out", i) or self._has("resid_mid", i)):
+            yield block.attn_out.path, self._part("attn_out")
+        if block.mlp_out and self._has("mlp_out", i):
+            yield block.mlp_out.path, self._part("mlp_out")
+        # the leaves that show q, k, v and z of a layer that computes its attention by hand
+        if block.rope and (self._has("q", i) or self._has("k", i)):
+            yield block.rope, self._rope
+        if block.v_proj and self._has("v", i):
+            yield block.v_proj, self._values
+        if block.out_proj and self._has("z", i):
+            yield block.out_proj, self._projection
+
+    def _rope(self, call: ModuleCall) -> Any:
+        out = call.run()
+        if call.frame is None:
+            return out
+        i = call.frame.layer
+        self.turns[i] = self.turns.get(i, 0) + 1
+        site = "q" if self.turns[i] == 1 else "k"
+        return self._pass(site, i, out.swapaxes(1, 2)).swapaxes(1, 2)
+
+    def _values(self, call: ModuleCall) -> Any:
+        out = call.run()
+        if call.frame is None:
+            return out
+        i = call.frame.layer
+        v = out.reshape(*out.shape[:2], self.network.block(i).kv_heads, -1)
+        return self._pass("v", i, v).reshape(out.shape)
+
+    def _part(self, site: str) -> LayerHook:
+        def hook(call: ModuleCall) -> Any:
+            out = call.run()
+            if call.frame is None:
+                return out
+            i = call.frame.layer
+            part = getattr(self.network.block(i), site)
+            written = stream(out)[...] if part.scale == 1.0 else stream(out) * part.scale
+            new = self._pass(site, i, written)
+            if site == "attn_out":
+                self.mid[i] = new
+            if (site, i) not in self.edits:
+                return out
+            if part.scale != 1.0:
+                # what the edit left alone goes back as it came, not through * and /
+                new = mx.where(new == written, stream(out), new / part.scale)
+            return (new, *out[1:]) if isinstance(out, (tuple, list)) else new
+
+        return hook
+
+    def _projection(self, call: ModuleCall) -> Any:
+        if call.frame is None:
+            return call.run()
+        i, x = call.frame.layer, call.args[0]
+        heads = x.reshape(*x.shape[:-1], self.network.block(i).heads, -1)
+        z = self._pass("z", i, heads)
+        if ("z", i) in self.edits:
+            call.args = (z.reshape(x.shape), *call.args[1:])
+        return call.run()
+
+    # --- attention ----------------------------------------------------------------------------
+
+    def attention(self, call: AttentionCall) -> mx.array:
+        """Output z [batch, head, query, d] of one attention call, after keeps and edits."""
+        i = call.frame.layer
+        if self._has("q", i):
+            call.q = self._pass("q", i, call.q.swapaxes(1, 2)).swapaxes(1, 2)
+        for name in ("k", "v"):
+            if self._has(name, i):
+                setattr(call, name, self._own_positions(name, i, call))
+        edited = any((name, i) in self.edits for name in ("q", "k", "v"))
+        z = call.fused(call.q, call.k, call.v) if edited else call.fused()
+        self._check_form(i, call, z)
+        if self._has("pattern", i) or self._has("entropy", i):
+            change = self._weights(i, call)
+            z = z if change is None else (z.astype(mx.float32) + change).astype(z.dtype)
+        if self._has("z", i):
+            z = self._pass("z", i, z.swapaxes(1, 2)).swapaxes(1, 2)
+        return z
+
+    def _own_positions(self, name: str, i: int, call: AttentionCall) -> mx.array:
+        """Keys or values after keeps and edits of those that do not come from the prefix."""
+        whole = attn.plain(getattr(call, name), call.cache)
+        before, own = whole[:, :, : self.asked.offset], whole[:, :, self.asked.offset :]
+        own = self._pass(name, i, own.swapaxes(1, 2)).swapaxes(1, 2)
+        return mx.concatenate([before, own], axis=2) if self.asked.offset else own
+
+    def _check_form(self, i: int, call: AttentionCall, z: mx.array) -> None:
+        """Latent attention computes a single token in the latent space: other k, v and z."""
+        block = self.network.block(i)
+        wanted = [site for site in ("q", "k", "v", "z") if self._has(site, i)]
+        kv_heads = attn.plain(call.k, call.cache).shape[1]
+        if wanted and (kv_heads, z.shape[-1]) != (block.kv_heads, block.d_head):
+            raise ModelError(
+                f"{', '.join(wanted)} cannot be captured from {self.network.architecture} on a "
+                "single token: it then attends in its latent space; run two tokens or more"
+            )
+
+    def _weights(self, i: int, call: AttentionCall) -> mx.array | None:
+        """What an edited pattern adds to z, float32; None where it is only read."""
+        before = attn.pattern(call).weights
+        after = self._pass("pattern", i, before)
+        if self._has("entropy", i):
+            self._pass("entropy", i, attn.entropy(after))
+        if ("pattern", i) not in self.edits:
+            return None
+        v = attn.plain(call.v, call.cache)
+        return attn.z_from(after, v) - attn.z_from(before, v)
+
+    def softmax(self, frame: Frame, scores: mx.array, out: mx.array) -> mx.array:
+        """Weights of a model that takes its softmax by hand, after keeps and edits."""
+        i = frame.layer
+        if self.network.block(i).kind != "softmax":
+            return out
+        if not (self._has("pattern", i) or self._has("entropy", i)):
+            return out
+        exact = four_axes(mx.softmax(scores.astype(mx.float32), axis=-1, precise=True))
+        weights = self._pass("pattern", i, exact)
+        if self._has("entropy", i):
+            self._pass("entropy", i, attn.entropy(weights))
+        if ("pattern", i) not in self.edits:
+            return out
+        changed = (weights != exact).reshape(out.shape)
+        return mx.where(changed, weights.reshape(out.shape).astype(out.dtype), out)
