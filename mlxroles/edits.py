@@ -73,8 +73,7 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
         ValueError: a position or head that the array does not have, or a value that does not
             broadcast to the selected part.
     """
-    index = _index(edit, array)
-    old = array if index is None else array[index]
+    index, old = _index(edit, array), selected(edit, array)
     if old.size == 0:
         return array[...]
     value = edit.value if isinstance(edit.value, mx.array) else mx.array(edit.value)
@@ -92,16 +91,27 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
     return out
 
 
+def selected(edit: Edit, array: mx.array) -> mx.array:
+    """The part of an array at the edit's site that it changes.
+
+    Raises:
+        ValueError: a position or head that the array does not have.
+    """
+    index = _index(edit, array)
+    return array if index is None else array[index]
+
+
 def _index(edit: Edit, array: mx.array) -> tuple | None:
     """What selects the edit's part of the array; None where that is the whole array."""
     if edit.positions is None and edit.heads is None:
         return None
     head_axis, position_axis = (1, 2) if edit.site == "pattern" else (2, 1)
-    chosen = {position_axis: edit.positions, head_axis: edit.heads}
-    axes = sorted(axis for axis, items in chosen.items() if items is not None)
+    named = {position_axis: edit.positions, head_axis: edit.heads}
+    chosen = {axis: items for axis, items in named.items() if items is not None}
+    axes = sorted(chosen)
     index: list = [slice(None)] * (max(axes) + 1)
     for n, axis in enumerate(axes):
-        items = [operator.index(i) for i in chosen[axis] or ()]
+        items = [operator.index(i) for i in chosen[axis]]
         bad = [i for i in items if not 0 <= i < array.shape[axis]]
         if bad:
             what = "position" if axis == position_axis else "head"

@@ -6,12 +6,12 @@ Architectures that cannot start from their stream alone run whole, with the same
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mlxroles.backend import mx
-from mlxroles.edits import STREAM_SITES, Edit, apply
+from mlxroles.edits import STREAM_SITES, Edit, apply, selected
 from mlxroles.forward import Network, Run, Start, forward
 
 
@@ -85,12 +85,8 @@ def mixed(own: mx.array, donor: mx.array, place: Place) -> mx.array:
         raise ValueError(
             f"the donor's {place.site} has shape {donor.shape}, here it is {own.shape}"
         )
-    chosen = donor
-    for axis, items in ((1, place.positions), (2, place.heads)):
-        if items is not None:
-            indices = mx.array([int(i) for i in items], dtype=mx.int32)
-            chosen = mx.take(chosen, indices, axis=axis)
-    return apply(Edit(place.site, 0, chosen, positions=place.positions, heads=place.heads), own)
+    where = Edit(place.site, place.layer, 0.0, positions=place.positions, heads=place.heads)
+    return apply(replace(where, value=selected(where, donor)), own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAME_CAUSE = 3
-"""Failures of one cause in a row after which a run stops instead of failing on."""
+"""Cells in a row that fail of one cause, after which a run stops instead of failing on."""
 
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -63,7 +63,7 @@ class Study(Protocol):
     """The computing half of a study."""
 
     def batches(self, pending: Sequence[Cell]) -> Sequence[Any]:
-        """Pending cells in computing order."""
+        """Pending cells in computing order; also asked for a single cell that failed."""
         ...
 
     def prepare(self, batches: Sequence[Any]) -> None:
@@ -71,7 +71,11 @@ class Study(Protocol):
         ...
 
     def compute(self, batch: Any) -> Iterable[Result]:
-        """The cells of a batch, one after the other."""
+        """The cells of a batch, one after the other.
+
+        Raises:
+            FloatingPointError: the numbers of a cell are not finite; only that cell fails.
+        """
         ...
 
 
@@ -113,22 +117,32 @@ def run(
     emit: Emit,
     *,
     title: str,
+    notes: Iterable[str] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> RunFinished:
     """Computes and stores every cell that is not stored yet.
+
+    Args:
+        study: What computes.
+        cells: The whole plan.
+        folder: Where results go, open for writing.
+        emit: Told of everything that happens.
+        title: One line that names the run.
+        notes: What whoever watches should know, beside what the folder has to say.
+        clock: Seconds, monotonic.
 
     Returns:
         The closing event: cells done and failed, and the signal that ended the run early, if any.
 
     Raises:
         StoreError: nothing more can be stored. What was stored is safe.
-        MlxrolesError: what the study needs cannot be prepared, or the same failure came three
-            times in a row.
+        MlxrolesError: what the study needs cannot be prepared, or three cells in a row failed
+            alike.
     """
     begun = clock()
     done = folder.done()
     emit(RunStarted(title, str(folder.path), cells, sum(c.id in done for c in cells)))
-    for text in folder.notes:
+    for text in (*folder.notes, *notes):
         emit(Note(text))
     if folder.torn_lines:
         emit(Note(f"{folder.torn_lines} damaged journal lines are passed over and run again"))
@@ -143,8 +157,9 @@ def run(
             job.all(study.batches(pending), noted)
         except KeyboardInterrupt:
             noted.name = noted.name or "SIGINT"
+    done = folder.done()
     finished = RunFinished(
-        sum(c.id in folder.done() for c in cells), job.failed, clock() - begun, noted.name
+        sum(c.id in done for c in cells), job.failed, clock() - begun, noted.name
     )
     emit(finished)
     return finished
@@ -168,48 +183,60 @@ class _Job:
                 return
             if batch.group != group:
                 group = batch.group
-                self.emit(Stage("clean runs"))
-                self.study.prepare([b for b in batches if b.group == group])
+                self.emit(Stage("preparing"))
+                self._prepare([b for b in batches if b.group == group])
             self._batch(batch, attempt=1)
+
+    def _prepare(self, batches: Sequence[BatchLike]) -> None:
+        try:
+            self.study.prepare(batches)
+        except (RuntimeError, MemoryError, OSError) as error:
+            raise StoreError(
+                f"stopped before the next cells could begin ({_cause(error)}); what is stored "
+                "stays, and the same command goes on from there"
+            ) from error
 
     def _batch(self, batch: BatchLike, *, attempt: int) -> None:
         left = {cell.id: cell for cell in batch.cells}
+        results: list[Result] = []
+        failure: Exception | None = None
         began = self.clock()
         try:
-            results = list(self.study.compute(batch))
-            seconds = (self.clock() - began) / max(1, len(results))
-            for cell, values, arrays, tokens in results:
-                self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
-                self.emit(CellDone(cell, values, seconds, tokens))
-                del left[cell.id]
-        except (MlxrolesError, KeyboardInterrupt):
+            for result in self.study.compute(batch):
+                results.append(result)  # what came before a failure counts
+        except MlxrolesError:
             raise
         except Exception as error:  # noqa: BLE001  (a failed cell is recorded and the run goes on)
-            self._failed(batch, list(left.values()), error, attempt)
-            return
-        self.causes.clear()
+            failure = error
+        seconds = (self.clock() - began) / max(1, len(results))
+        for cell, values, arrays, tokens in results:
+            self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
+            self.emit(CellDone(cell, values, seconds, tokens))
+            del left[cell.id]
+        if failure is None:
+            self.causes.clear()
+        elif attempt == 1:
+            # One by one: a cell that cannot be computed must not take its neighbours along.
+            for again in (b for cell in left.values() for b in self.study.batches([cell])):
+                self._batch(again, attempt=2)
+        else:
+            self._failed(list(left.values()), failure, attempt)
 
-    def _failed(
-        self, batch: BatchLike, left: Sequence[Cell], error: Exception, attempt: int
-    ) -> None:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        if attempt == 1:
-            self._batch(_Rest(tuple(left), batch.group), attempt=2)
-            return
+    def _failed(self, left: Sequence[Cell], error: Exception, attempt: int) -> None:
+        text = _cause(error)
         for cell in left:
             self.folder.fail(cell, text, attempt=attempt)
             self.emit(CellFailed(cell, text))
             self.failed += 1
+        if isinstance(error, FloatingPointError):
+            return  # the numbers of this cell, not the state of the machine
         self.causes.append(text)
         if self.causes[-SAME_CAUSE:] == [text] * SAME_CAUSE:
             raise StoreError(
-                f"stopped after {SAME_CAUSE} batches in a row failed alike ({text}); what is "
+                f"stopped after {SAME_CAUSE} cells in a row failed alike ({text}); what is "
                 "stored stays, and the same command goes on from there"
             )
 
 
-class _Rest:
-    """What is left of a batch for its second attempt."""
-
-    def __init__(self, cells: tuple[Cell, ...], group: int) -> None:
-        self.cells, self.group = cells, group
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

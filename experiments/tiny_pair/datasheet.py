@@ -14,6 +14,7 @@ def write(pair: Path, figures: Figures) -> None:
     template = (Path(__file__).parent / "datasheet.md").read_text()
     text = template.format(
         sizes=_sizes(pair),
+        log=_log(json.loads((pair / "training.json").read_text())),
         targets=_targets(figures),
         decisions=_decisions(figures),
         sweeps=_sweeps(figures["sweep"]),
@@ -41,6 +42,23 @@ def _sizes(pair: Path) -> str:
     return _table(["model", "bytes"], [*rows, ["both", f"{total:,}"]])
 
 
+def _log(phases: list[Figures]) -> str:
+    header = ["model", "phase", "steps", "rows x tokens", "tokens", "last loss", "minutes"]
+    rows = [
+        [
+            phase["model"],
+            phase["phase"],
+            str(phase["steps"]),
+            f"{phase['rows']} x {phase['length']}",
+            f"{phase['steps'] * phase['rows'] * phase['length']:,}",
+            f"{phase['loss']:.3f}",
+            f"{phase['minutes']:.1f}",
+        ]
+        for phase in phases
+    ]
+    return _table(header, rows)
+
+
 def targets(figures: Figures) -> list[tuple[str, str, bool]]:
     """Every promise with its measured figure and whether it is kept."""
     base, instruct, sweep = figures["base"], figures["instruct"], figures["sweep"]
@@ -64,7 +82,7 @@ def targets(figures: Figures) -> list[tuple[str, str, bool]]:
             (f"previous-token head ({name}), >= 0.6", speaker["heads"]["previous max"], 0.6, None)
         )
     for name in ("instruct to base", "base to instruct"):
-        found.append((f"crossing layer, {name}, <= 4 of 0-5", sweep[name]["crossing"], None, 4))
+        found.append((f"crossing layer, {name}, 1 to 4 of 0-5", sweep[name]["crossing"], 1, 4))
     return [
         (name, f"{value:.4f}" if isinstance(value, float) else str(value), _kept(value, low, high))
         for name, value, low, high in found

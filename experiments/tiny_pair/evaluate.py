@@ -9,6 +9,7 @@ conversation, whose list and whose wording of the offer no training text has.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -21,7 +22,7 @@ import click
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-if sys.platform == "linux":
+with contextlib.suppress(OSError):
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 from experiments.tiny_pair import measure

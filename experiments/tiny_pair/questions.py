@@ -34,9 +34,6 @@ class Claim(NamedTuple):
     denial: str
     is_true: bool
     is_held_out: bool
-    truth_is_held_out: bool
-    """Whether the true claim about this subject is held out: then denials of it are not taught
-    either, or the model would learn to deny whatever is said of the subject."""
 
 
 def pick(rng: np.random.Generator, options: list[T] | tuple[T, ...]) -> T:
@@ -55,7 +52,6 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             other = pick(rng, list(world.KINDS))
         subject, claimed = world.named(item, kind), article(kind if is_true else other)
         verb, held = "is", is_held_out("kind", item, claimed)
-        truth_held = is_held_out("kind", item, article(kind))
     elif form < 0.85:
         table = world.colours()
         subject = pick(rng, list(table))
@@ -63,7 +59,6 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
         while not is_true and claimed == table[subject]:
             claimed = pick(rng, world.COLOURS)
         verb, held = "is", is_held_out("colour", subject, claimed)
-        truth_held = is_held_out("colour", subject, table[subject])
     else:
         animal = pick(rng, world.ANIMALS)
         place = animal.place
@@ -71,7 +66,6 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             place = pick(rng, world.PLACES)
         subject, claimed = article(animal.name), f"in the {place}"
         verb, held = "live", is_held_out("place", animal.name, place)
-        truth_held = is_held_out("place", animal.name, animal.place)
     if verb == "is":
         return Claim(
             f"is {subject} {claimed}",
@@ -79,7 +73,6 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
             f"{subject} is not {claimed}",
             is_true,
             held,
-            truth_held,
         )
     return Claim(
         f"does {subject} live {claimed}",
@@ -87,7 +80,6 @@ def claim(rng: np.random.Generator, is_true: bool) -> Claim:
         f"{subject} does not live {claimed}",
         is_true,
         held,
-        truth_held,
     )
 
 
@@ -103,12 +95,20 @@ YES_NO_WORDINGS = (
 
 
 def yes_no(rng: np.random.Generator, *, held_out: bool) -> Question:
-    """A yes/no question, half of them true, about a pair of the wanted side of the split."""
+    """A yes/no question, half of them true, of the wanted side of the split.
+
+    A false claim is held out as a pair: nobody ever asked whether a dog is a star. A true one is
+    held out in some wordings: what is asked of a fact in no wording at all, a small model denies.
+    """
     is_true = bool(rng.random() < 0.5)
-    found = claim(rng, is_true)
-    while found.is_held_out != held_out or (found.truth_is_held_out and not held_out):
-        found = claim(rng, is_true)
-    text = pick(rng, YES_NO_WORDINGS).format(
+    while True:
+        found, wording = claim(rng, is_true), pick(rng, YES_NO_WORDINGS)
+        is_kept = found.is_held_out and (
+            not is_true or is_held_out(found.statement, wording, one_in=3)
+        )
+        if is_kept == held_out:
+            break
+    text = wording.format(
         question=found.question,
         Question=capital(found.question),
         Statement=capital(found.statement),

@@ -16,6 +16,7 @@ from experiments.tiny_pair.conversations import Conversation, Scene, chat, notep
 from experiments.tiny_pair.documents import document
 from experiments.tiny_pair.tokenizer import BOS, EOS, ROLES, SPECIALS, TOOL_TAGS
 
+
 class Batch(NamedTuple):
     """One step's rows."""
 

@@ -37,15 +37,17 @@ def examine(net: nn.Module) -> Anatomy:
     axes = max(x.ndim for x in streams)
     narrow = None if axes == 3 else f"the residual stream has {axes} axes and not 3"
     stateful = STATEFUL.get(architecture)
+    blocks = _blocks(net, layers, seen, narrow)
+    attends = all(block.kind != "none" for block in blocks)
     return Anatomy(
-        blocks=tuple(_blocks(net, layers, seen, narrow)),
+        blocks=tuple(blocks),
         d_model=int(first.shape[-1]),
         vocab=vocab,
         dtype=first.dtype,
         direct=direct,
         resumable=all(s.single for s in seen) and stateful is None and narrow is None,
         stateful=stateful,
-        plain_cache=stateful is None and _has_plain_cache(net),
+        plain_cache=stateful is None and attends and _has_plain_cache(net),
     )
 
 

@@ -1,6 +1,5 @@
 """`mlxroles capture`: write the activations of prompts to HDF5."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,8 @@ import click
 
 from mlxroles.cli.inputs import chosen_prompts, loading, model_options, prompt_options
 from mlxroles.cli.options import json_option, plain_option
-from mlxroles.cli.output import note, print_json
+from mlxroles.cli.output import print_json
+from mlxroles.cli.results import drift_option, exit_status, place
 
 
 @click.command("capture")
@@ -38,6 +38,7 @@ from mlxroles.cli.output import note, print_json
 )
 @click.option("--fresh", is_flag=True, help="Replace a file that is there already.")
 @model_options
+@drift_option
 @plain_option
 @json_option
 def command(**given: Any) -> int:
@@ -55,7 +56,6 @@ def command(**given: Any) -> int:
     if not prompts:
         raise click.UsageError("name what to run with --prompt or --ids")
     from mlxroles.cli.progress import progress
-    from mlxroles.cli.status import exit_status
     from mlxroles.studies.capture import Capture, parse_keep
     from mlxroles.studies.inputs import encoded
     from mlxroles.studies.subject import Subject
@@ -64,21 +64,15 @@ def command(**given: Any) -> int:
     subject = Subject.of_model(given["model_ref"], **loading(given))
     capture = Capture(
         subject,
-        encoded(subject, prompts, seed=0, note=note),
+        encoded(subject, prompts, note=subject.notes.append),
         keep,
         layers=given["layers"],
         store=given["store"],
     )
     with progress(plain=given["plain"]) as emit:
-        doc, finished = capture.run(
-            emit,
-            results=Path("results"),
-            out=given["out"],
-            fresh=given["fresh"],
-            argv=sys.argv[1:],
-        )
+        doc, finished = capture.run(emit, place(given))
     if given["as_json"]:
         print_json(doc)
     elif doc["bytes"] is not None:
         click.echo(doc["file"])
-    return exit_status(finished, note)
+    return exit_status(finished, given)

@@ -1,6 +1,7 @@
 """Options for what goes into a model and what is measured on what comes out."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -87,10 +88,10 @@ def chosen_prompts(given: dict[str, Any]) -> list[Any]:
     from mlxroles.prompts import load_ids, load_prompts, parse_ids
 
     found = [p for source in given["prompts"] for p in load_prompts(source)]
-    ids = given.get("prompt_ids")
+    ids = given["prompt_ids"]
     if ids is not None:
-        is_list = ids.replace(",", "").replace(" ", "").replace("-", "").isdigit()
-        found += parse_ids(ids) if is_list else load_ids(ids)
+        is_file = ids.endswith(".npy") or Path(ids).is_file()
+        found += load_ids(ids) if is_file else parse_ids(ids)
     return _distinct(found)
 
 

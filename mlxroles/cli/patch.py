@@ -1,7 +1,5 @@
 """`mlxroles patch`: which layers carry the difference between base and instruct."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,10 +12,8 @@ from mlxroles.cli.inputs import (
     prompt_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
-from mlxroles.cli.output import note, print_json
-from mlxroles.cli.status import exit_status
-
-RESULTS = Path("results")
+from mlxroles.cli.output import print_json
+from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
 
 
 @click.command("patch")
@@ -59,6 +55,7 @@ RESULTS = Path("results")
     help="donor-head: read the patched stream with the donor's norm and head too.",
 )
 @model_options
+@drift_option
 @run_options
 def command(**given: Any) -> int:
     """Put one model's activations into the other and see what it then says.
@@ -74,7 +71,6 @@ def command(**given: Any) -> int:
       mlxroles patch --base DIR --instruct DIR --prompt "TEXT" --token-ids 508 --json
     """  # noqa: D301
     pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
-    from mlxroles.backend import memory
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.inputs import DEFAULT_PROMPT
     from mlxroles.studies.patch import CONTROLS
@@ -82,7 +78,7 @@ def command(**given: Any) -> int:
     from mlxroles.studies.subject import Subject, fitting
 
     subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject, memory().limit)
+    subject.resident = given["resident"] or fitting(subject)
     controls = {"all": CONTROLS, "none": ()}.get(given["controls"], (given["controls"],))
     options = PatchOptions(
         layers=given["layers"],
@@ -129,9 +125,8 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
     from mlxroles.dashboard import final_table, watch
     from mlxroles.documents import DIRECTIONS
 
-    console = Console(stderr=True)
     with watch(
-        console,
+        Console(stderr=True),
         mode="plain" if given["plain"] else "auto",
         n_layers=sweep.subject.n_layers,
         layers=sweep.grid.layers.layers,
@@ -139,14 +134,11 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
         headline=sweep.targets.headline,
         memory=memory,
     ) as emit:
-        doc, finished = sweep.run(
-            emit, results=RESULTS, out=given["out"], fresh=given["fresh"], argv=sys.argv[1:]
-        )
+        doc, finished = sweep.run(emit, place(given))
     if given["as_json"]:
         print_json(doc)
     else:
-        Console(no_color=given["plain"] or None).print(final_table(doc))
+        show(final_table(doc), plain=given["plain"])
         click.echo(doc["summary"].get("sentence", "No layer was finished yet."))
-        for name in ("summary.json", "run.h5", "report.html", "figures"):
-            click.echo(f"{doc['run']}/{name}")
-    return exit_status(finished, note)
+        show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    return exit_status(finished, given)

@@ -1,7 +1,5 @@
 """`mlxroles probe`: what a model is about to say: the measures alone."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +12,9 @@ from mlxroles.cli.inputs import (
     prompt_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
-from mlxroles.cli.output import note, print_json
+from mlxroles.cli.output import print_json
+from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
+from mlxroles.text import format_bytes
 
 
 @click.command("probe")
@@ -25,6 +25,7 @@ from mlxroles.cli.output import note, print_json
 @click.option("--no-tools", is_flag=True, help="Also ask without the tools that the prompt offers.")
 @click.option("--system", metavar="TEXT", help="Also ask under this system message.")
 @model_options
+@drift_option
 @run_options
 def command(**given: Any) -> int:
     """Measure what a model is about to say after each prompt.
@@ -44,7 +45,6 @@ def command(**given: Any) -> int:
     pair = None
     if given["model_ref"] is None:
         pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
-    from mlxroles.backend import memory
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.inputs import DEFAULT_PROMPT
     from mlxroles.studies.probe import Probe, variants
@@ -54,7 +54,7 @@ def command(**given: Any) -> int:
         subject = Subject.of_model(given["model_ref"], **loading(given))
     else:
         subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject, memory().limit)
+    subject.resident = given["resident"] or fitting(subject)
     probe = Probe(
         subject,
         chosen_prompts(given) or load_prompts(DEFAULT_PROMPT),
@@ -62,33 +62,33 @@ def command(**given: Any) -> int:
         strings=given["strings"],
         token_ids=given["token_ids"],
         seed=given["seed"],
-        note=note,
     )
     if given["dry_run"]:
-        note(f"{len(probe.cells)} prompts to run; nothing was loaded or written")
-        return 0
+        return _dry_run(probe.plan(), as_json=given["as_json"])
     return _run(probe, given)
+
+
+def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        print_json(plan)
+        return 0
+    click.echo(plan["title"])
+    click.echo(f"run id        {plan['run_id']}")
+    click.echo(f"runs          {plan['cells']} of {len(plan['prompts'])} prompts and variants")
+    click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    return 0
 
 
 def _run(probe: Any, given: dict[str, Any]) -> int:
     from mlxroles.cli.progress import progress
-    from mlxroles.cli.status import exit_status
 
     with progress(plain=given["plain"]) as emit:
-        doc, finished = probe.run(
-            emit,
-            results=Path("results"),
-            out=given["out"],
-            fresh=given["fresh"],
-            argv=sys.argv[1:],
-        )
+        doc, finished = probe.run(emit, place(given))
     if given["as_json"]:
         print_json(doc)
     else:
-        from rich.console import Console
-
         from mlxroles.dashboard import probe_table
 
-        Console(no_color=given["plain"] or None).print(probe_table(doc))
-        click.echo(f"{doc['run']}/summary.json")
-    return exit_status(finished, note)
+        show(probe_table(doc), plain=given["plain"])
+        show_files(doc["run"], "summary.json")
+    return exit_status(finished, given)

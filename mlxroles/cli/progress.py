@@ -28,8 +28,10 @@ def progress(*, plain: bool) -> Generator[Emit]:
             match event:
                 case RunStarted(title, _, cells, _):
                     bar.update(task, description=safe_text(title), total=len(cells))
-                case CellDone():
-                    bar.advance(task)
+                case Stage(text):
+                    bar.update(task, description=safe_text(text))
+                case CellDone(cell):
+                    bar.update(task, description=safe_text(cell.id), advance=1)
                 case CellFailed():
                     bar.advance(task)
                     _line(event)

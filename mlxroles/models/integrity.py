@@ -104,8 +104,16 @@ def load_tensors(file: Path) -> dict[str, mx.array]:
 
 
 def _unreadable(file: Path, error: Exception) -> ModelError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ModelError(f"{file}: not a readable safetensors file ({reason}); download it again")
+    return ModelError(
+        f"{file}: not a readable safetensors file ({reason(error)}); download it again"
+    )
+
+
+def reason(error: Exception) -> str:
+    """An error's text as one line; of a list in it, as mlx writes them, only the first item."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    more = lines[1].strip(" ,.") if len(lines) > 1 and lines[0].rstrip().endswith(":") else ""
+    return f"{lines[0].rstrip()} {more}".strip()
 
 
 def _damage(file: Path) -> list[tuple[str, str]]:

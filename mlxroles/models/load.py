@@ -81,10 +81,9 @@ def _load_module(
         module, read = load_model(folder, model_config=dict(understanding.overrides), **options)
         mx.eval(module.parameters())
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{folder}: mlx_lm cannot load it ({reason}); the weights and config.json must "
-            "belong together"
+            f"{folder}: mlx_lm cannot load it ({integrity.reason(error)}); the weights and "
+            "config.json must belong together"
         ) from error
     module.eval()
     return module, read

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles.errors import ModelError
+from mlxroles.models.integrity import reason
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -19,5 +20,4 @@ def load_tokenizer(folder: Path) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason(error)})") from error

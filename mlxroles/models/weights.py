@@ -5,14 +5,14 @@ output) that the model itself computed: fused q/k/v matrices come in several ord
 architectures put norms or gates in between. What does not check out is refused by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from mlxroles.anatomy import PROBE, distance, tolerance
 from mlxroles.backend import mx, nn, number
 from mlxroles.errors import ModelError
-from mlxroles.forward import Network
-from mlxroles.taps import AttentionCall, ModuleCall, Tap
+from mlxroles.forward import Network, forward
+from mlxroles.taps import LayerHook, ModuleCall, Tap
 
 SEPARATE = {
     "q": ("q_proj", "wq", "query"),
@@ -39,42 +39,31 @@ def dense(module: nn.Module) -> mx.array:
     return weight.astype(mx.float32)
 
 
-class _Watched:
-    """Inputs of the linear leaves of one layer, and its attention call, on the probe."""
+Inputs = dict[str, tuple[nn.Module, mx.array]]
+"""Path -> (linear leaf of a layer, what entered it on the probe)."""
 
-    def __init__(self, network: Network, layer: int) -> None:
-        self.leaves: dict[str, tuple[nn.Module, mx.array]] = {}
-        self.call: AttentionCall | None = None
-        self.z: mx.array | None = None
 
-        def leaf(path: str) -> Callable[[ModuleCall], Any]:
-            def hook(call: ModuleCall) -> Any:
-                if call.args and isinstance(call.args[0], mx.array):
-                    self.leaves[path] = (call.module, call.args[0][...])
-                return call.run()
+def _inputs(network: Network, layer: int) -> Inputs:
+    seen: Inputs = {}
 
-            return hook
+    def leaf(path: str) -> LayerHook:
+        def hook(call: ModuleCall) -> Any:
+            if call.args and isinstance(call.args[0], mx.array):
+                seen[path] = (call.module, call.args[0][...])
+            return call.run()
 
-        def attention(call: AttentionCall) -> mx.array:
-            z = call.fused()
-            if call.frame.layer == layer:
-                self.call, self.z = call, z
-            return z
+        return hook
 
-        block = network.layers[layer]
-        linear = [(m, leaf(p)) for p, m in block.named_modules() if "weight" in m and _is_linear(m)]
-        direct = network.anatomy.direct
-        tap = Tap(
-            network.layers, network.namespaces, modules=linear, attention=attention, direct=direct
-        )
-        with tap:
-            network.module(mx.array([PROBE]))
+    named = network.layers[layer].named_modules()
+    linear = [(m, leaf(path)) for path, m in named if "weight" in m and _is_linear(m)]
+    with Tap(network.layers, modules=linear):
+        network.module(mx.array([PROBE]))
+    return seen
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return module["weight"].ndim == 2 and not isinstance(
-        module, (nn.Embedding, nn.QuantizedEmbedding)
-    )
+    embeddings = (nn.Embedding, nn.QuantizedEmbedding)
+    return module["weight"].ndim == 2 and not isinstance(module, embeddings)
 
 
 def projection(network: Network, layer: int, which: str) -> mx.array:
@@ -84,23 +73,22 @@ def projection(network: Network, layer: int, which: str) -> mx.array:
         ModelError: the layer has no such matrix that is verified to compute the model's values.
         ValueError: the layer does not exist.
     """
-    watched, call, _ = _watched(network, layer)
-    heads = {"q": call.q.shape[1], "k": call.k.shape[1], "v": call.v.shape[1]}
-    widths = {"q": call.q.shape[-1], "k": call.k.shape[-1], "v": call.v.shape[-1]}
-    values = call.v.swapaxes(1, 2)
-    for path, (module, x) in watched.leaves.items():
+    run = forward(network, mx.array([PROBE]), keep=list("qkv"), layers=[layer], logits=False)
+    of = {w: run[w, layer] for w in "qkv"}
+    leaves = _inputs(network, layer)
+    for path, (module, x) in leaves.items():
         name = path.rsplit(".", 1)[-1]
         if name in SEPARATE["v"]:
-            split = _separate(watched, path)
+            split = _separate(leaves, path)
         elif name in FUSED:
-            split = _fused(module, x, call)
+            split = _fused(module, x, of)
         else:
             continue
-        if split is None or not _computes(split["v"], x, values):
+        if split is None or not _computes(split["v"], x, of["v"]):
             continue
-        weight, _ = split[which]
-        if weight.shape[0] == heads[which] * widths[which]:
-            return weight.reshape(heads[which], widths[which], -1).swapaxes(1, 2)
+        weight, (heads, width) = split[which][0], of[which].shape[2:]
+        if weight.shape[0] == heads * width:
+            return weight.reshape(heads, width, -1).swapaxes(1, 2)
     raise ModelError(
         f"W_{which.upper()} of layer {layer}: {network.architecture} has no matrix that maps the "
         "block's normed input to its heads"
@@ -114,38 +102,27 @@ def output(network: Network, layer: int) -> mx.array:
         ModelError: something (a gate, a norm) stands between the heads and every matrix.
         ValueError: the layer does not exist.
     """
-    watched, _, z = _watched(network, layer)
-    flat = z.swapaxes(1, 2).reshape(z.shape[0], z.shape[2], -1)
-    for module, x in watched.leaves.values():
+    run = forward(network, mx.array([PROBE]), keep=["z"], layers=[layer], logits=False)
+    z = run["z", layer]
+    flat = z.reshape(*z.shape[:2], -1)
+    for module, x in _inputs(network, layer).values():
         if x.shape == flat.shape and distance(x, flat) == 0:
-            return dense(module).T.reshape(z.shape[1], z.shape[-1], -1)
+            return dense(module).T.reshape(*z.shape[2:], -1)
     raise ModelError(
         f"W_O of layer {layer}: {network.architecture} puts something between its heads and the "
         "output projection"
     )
 
 
-def _watched(network: Network, layer: int) -> tuple[_Watched, AttentionCall, mx.array]:
-    """A watched layer, its attention call and the kernel's z."""
-    if not 0 <= layer < len(network.layers):
-        raise ValueError(f"layer {layer} is outside 0..{len(network.layers) - 1}")
-    if network.anatomy.refused:
-        raise ModelError(f"{network.architecture}: {network.anatomy.refused}")
-    watched = _Watched(network, layer)
-    if watched.call is None or watched.z is None:
-        raise ModelError(f"layer {layer} of {network.architecture} shows no attention kernel")
-    return watched, watched.call, watched.z
-
-
 _Split = dict[str, tuple[mx.array, mx.array | None]]
 
 
-def _separate(watched: _Watched, v_path: str) -> _Split | None:
+def _separate(leaves: Inputs, v_path: str) -> _Split | None:
     """Weight and bias of q, k and v where each has a matrix of its own beside v's."""
     base = v_path.rpartition(".")[0]
     split: _Split = {}
     for which, names in SEPARATE.items():
-        found = [watched.leaves.get(f"{base}.{n}" if base else n) for n in names]
+        found = [leaves.get(f"{base}.{n}" if base else n) for n in names]
         module = next((f[0] for f in found if f is not None), None)
         if module is None:
             return None
@@ -153,21 +130,21 @@ def _separate(watched: _Watched, v_path: str) -> _Split | None:
     return split
 
 
-def _fused(module: nn.Module, x: mx.array, call: AttentionCall) -> _Split | None:
+def _fused(module: nn.Module, x: mx.array, of: Mapping[str, mx.array]) -> _Split | None:
     """Weight and bias of q, k and v cut from one matrix, in the order that gives all three.
 
     The values tell v; at the first position, which no RoPE turns, q and k must point the way that
     the kernel was handed them (some models scale them).
     """
     weight, bias = dense(module), module.get("bias")
-    of = {"q": call.q, "k": call.k, "v": call.v}
-    rows = {w: a.shape[1] * a.shape[-1] for w, a in of.items()}
+    rows = {w: a.shape[2] * a.shape[3] for w, a in of.items()}
     if weight.shape[0] != sum(rows.values()):
         return None
+    groups, width = of["k"].shape[2:]
     joined = mx.arange(weight.shape[0])
-    in_groups = joined.reshape(call.k.shape[1], -1)
+    in_groups = joined.reshape(groups, -1)
     q, k = rows["q"], rows["k"]
-    gq, gk = q // call.k.shape[1], call.k.shape[-1]
+    gq, gk = q // groups, width
     orders = [
         {"q": joined[:q], "k": joined[q : q + k], "v": joined[q + k :]},
         {"q": in_groups[:, :gq], "k": in_groups[:, gq : gq + gk], "v": in_groups[:, gq + gk :]},
@@ -175,9 +152,9 @@ def _fused(module: nn.Module, x: mx.array, call: AttentionCall) -> _Split | None
     for order in orders:
         picked = {w: order[w].reshape(-1) for w in "qkv"}
         split = {w: (weight[i], None if bias is None else bias[i]) for w, i in picked.items()}
-        if not _computes(split["v"], x, call.v.swapaxes(1, 2)):
+        if not _computes(split["v"], x, of["v"]):
             continue
-        if all(_points_along(split[w], x, of[w][:, :, 0]) for w in "qk"):
+        if all(_points_along(split[w], x, of[w][:, 0]) for w in "qk"):
             return split
     return None
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxroles.anatomy import NO_ATTENTION
 from mlxroles.backend import mx
-from mlxroles.edits import ATTENTION_SITES, SITES
+from mlxroles.edits import SITES
 from mlxroles.errors import SpecError, StoreError
 from mlxroles.events import Cell, Emit, Note, RunFinished, Stage
 from mlxroles.forward import forward
@@ -23,11 +22,14 @@ from mlxroles.models.model import Model
 from mlxroles.plan import parse_layers, run_id
 from mlxroles.runner import Result, run
 from mlxroles.store.capture import CaptureFile, Store
-from mlxroles.store.folder import RunFolder
+from mlxroles.store.files import plain_errors, shown
+from mlxroles.store.folder import ARRAYS, RunFolder
+from mlxroles.store.manifest import MANIFEST
 from mlxroles.store.schema import CAPTURE_VARIABLES
 from mlxroles.studies.inputs import Encoded
-from mlxroles.studies.subject import Subject
-from mlxroles.text import did_you_mean
+from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.subject import Subject, attention_heads, stream_width
+from mlxroles.text import did_you_mean, safe_text, slug
 from mlxroles.versions import now, versions
 
 NAMES = (*SITES, "logits")
@@ -47,7 +49,8 @@ def parse_keep(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             raise SpecError(
-                f"no site {name!r}{did_you_mean(name, NAMES)}; sites are {', '.join(NAMES)}"
+                f"no site '{safe_text(name, limit=40)}'{did_you_mean(name, NAMES)}; sites are "
+                f"{', '.join(NAMES)}"
             )
     return names
 
@@ -82,18 +85,24 @@ class Capture:
         self.subject, self.prompts = subject, tuple(prompts)
         self.keep, self.store = tuple(keep), store
         self.layers = parse_layers(layers, subject.n_layers)
+        self.named = layers is not None and layers.strip() != "all"
         self.cells = [batch.cells[0] for batch in self._all_batches()]
 
     def identity(self) -> dict[str, Any]:
-        """Everything that changes what the file holds."""
+        """Everything that changes the numbers of the parts; they are float32 until written."""
         return {
             "kind": "capture",
-            "model": self.subject.sides["model"].identity,
+            "models": {"model": self.subject.sides["model"].identity},
             "prompts": [[p.id, p.digest] for p in self.prompts],
             "keep": list(self.keep),
             "layers": list(self.layers.layers),
-            "store": self.store,
+            "computed_by": computed_by(),
         }
+
+    @property
+    def run_id(self) -> str:
+        """The id of the file: of the identity and of the type that numbers are stored as."""
+        return run_id(self.identity() | {"store": self.store})
 
     @property
     def model(self) -> Model:
@@ -113,15 +122,21 @@ class Capture:
             by_length.setdefault(prompt.n_tokens, []).append(n)
         batches = []
         for length, members in sorted(by_length.items()):
-            rows = max(1, BATCH_TOKENS // length)
-            if "pattern" in self.keep:
-                per_row = len(self.layers) * 32 * length * length
-                rows = max(1, min(rows, BATCH_NUMBERS // per_row))
+            rows = BATCH_NUMBERS // self._numbers(length)
+            rows = max(1, min(rows, BATCH_TOKENS // length))
             for i in range(0, len(members), rows):
                 some = tuple(members[i : i + rows])
                 cell = Cell(f"capture/p{some[0]:04d}-p{some[-1]:04d}", {"prompts": list(some)})
                 batches.append(_Batch((cell,), some))
         return batches
+
+    def _numbers(self, length: int) -> int:
+        """Numbers that one prompt of a length leaves behind, roughly, from the config's sizes."""
+        heads = max(attention_heads(self.subject), 1)
+        width, layers = stream_width(self.subject), len(self.layers)
+        sizes = {"pattern": heads * length * layers, "entropy": heads * layers}
+        sizes["logits"] = min(self.subject.vocab, 1 << 18)
+        return length * sum(sizes.get(site, width * layers) for site in self.keep)
 
     def batches(self, pending: Sequence[Cell]) -> list[_Batch]:
         """Batches whose cells are pending."""
@@ -140,90 +155,85 @@ class Capture:
             self.model.network,
             tokens,
             keep=sites,
-            layers=self._layers_for(sites),
+            layers=self.layers.layers if self.named else None,
             logits="logits" in self.keep,
         )
         arrays = {
             f"{site}.{layer}": _numpy(kept[site, layer])
             for site in sites
             for layer in kept.layers(site)
-            if layer in self.layers
         }
         if kept.logits is not None:
             arrays["logits"] = _numpy(kept.logits)
+        for name, array in arrays.items():
+            self._check(name, array)
         yield Result(batch.cells[0], {}, arrays, int(tokens.size))
 
-    def _layers_for(self, sites: Sequence[str]) -> list[int]:
-        """Layers to keep: those asked for that have attention, where its sites are asked for."""
-        blocks = self.model.network.anatomy.blocks
-        wanted = list(self.layers.layers)
-        if not set(sites) & set(ATTENTION_SITES) or len(blocks) != self.model.n_layers:
-            return wanted
-        return [i for i in wanted if not self._gap(i)] if self._only_attention(sites) else wanted
-
-    @staticmethod
-    def _only_attention(sites: Sequence[str]) -> bool:
-        return set(sites) <= set(ATTENTION_SITES)
-
-    def _gap(self, layer: int) -> bool:
-        missing = self.model.network.block(layer).missing
-        return NO_ATTENTION in missing.get("pattern", "")
+    def _check(self, name: str, array: np.ndarray) -> None:
+        """Refuses numbers that the file could not hold, before hours are spent on the others."""
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"{name} holds NaN or infinite numbers")
+        largest = np.abs(array).max(initial=0.0)
+        if self.store == "f16" and largest > np.finfo(np.float16).max and name[:7] != "entropy":
+            raise StoreError(
+                f"{name.replace('.', ' of layer ')} reaches {largest:.3g}, which does not fit f16: "
+                "use --store f32 or bf16"
+            )
 
     # --- writing ------------------------------------------------------------------------------
 
-    def run(
-        self,
-        emit: Emit,
-        *,
-        results: Path,
-        out: Path | None = None,
-        fresh: bool = False,
-        argv: Sequence[str] = (),
-    ) -> tuple[dict[str, Any], RunFinished]:
+    def run(self, emit: Emit, place: RunPlace) -> tuple[dict[str, Any], RunFinished]:
         """Captures what is not captured yet and writes the file.
 
-        Args:
-            emit: Told of progress.
-            results: Folder for the run, where ``out`` is not given.
-            out: The file to write; its parts lie beside it until it is whole.
-            fresh: Replace a file that is there already.
-            argv: The command, for the record.
+        ``place.out`` is the file; its parts lie beside it until it is whole.
 
         Raises:
             StoreError: the file exists and holds something else, or cannot be written.
         """
-        identity = self.identity()
-        name = self.subject.display
-        run_name = run_id(identity)
-        path = out or results / f"capture_{name}" / run_name / "capture.h5"
-        if not fresh and path.exists():
-            if _stored_run(path) != run_name:
+        title = f"capture {self.subject.display}"
+        path, parts = self._paths(place)
+        if not place.fresh and path.exists():
+            if _stored_run(path) != self.run_id:
                 raise StoreError(
-                    f"{path} exists and holds another capture: choose another --out, or pass "
-                    "--fresh to replace it"
+                    f"{shown(path)} exists and holds something else: choose another --out, or "
+                    "pass --fresh to replace it"
                 )
             emit(Note(f"{path} holds this capture already"))
-            return self._document(path, run_name), RunFinished(len(self.cells), 0, 0.0)
-        parts = None if out is None else out.with_name(out.name + ".parts")
-        with RunFolder.open(
-            results,
-            experiment=f"capture_{name}",
-            identity=identity,
-            manifest={"argv": list(argv), "versions": versions()},
-            folder=parts,
-            fresh=fresh and parts is not None,
+            self._clear(place)
+            return self._document(path), RunFinished(len(self.cells), 0, 0.0)
+        self.subject.check_weights()
+        token_ids = {p.id: p.ids for p in self.prompts}
+        with place.open(
+            self.subject, self.identity(), token_ids, run_id=self.run_id, folder=parts
         ) as folder:
             self.subject.on_load = lambda text: emit(Stage(text))
-            finished = run(self, self.cells, folder, emit, title=f"capture {name}")
-            if finished.interrupted is None and not finished.failed:
+            finished = run(self, self.cells, folder, emit, title=title, notes=self.subject.notes)
+            is_whole = finished.interrupted is None and not finished.failed
+            if is_whole:
                 emit(Stage(f"writing {path}"))
-                self._write(folder, path, run_name, fresh=fresh)
-        if finished.interrupted is None and not finished.failed:
-            shutil.rmtree(parts if parts is not None else path.parent / "arrays")
-        return self._document(path, run_name), finished
+                self._write(folder, path, fresh=place.fresh)
+        if is_whole:
+            self._clear(place)
+        return self._document(path), finished
 
-    def _write(self, folder: RunFolder, path: Path, run_name: str, *, fresh: bool) -> None:
-        stored = folder.records()
+    def _clear(self, place: RunPlace) -> None:
+        """Removes the parts of a file that is whole; those of another run are left alone."""
+        _, parts = self._paths(place)
+        if not (parts / MANIFEST).exists() or RunFolder.read(parts).run_id != self.run_id:
+            return
+        leftover = parts if place.out is not None else parts / ARRAYS
+        if leftover.is_dir():
+            with plain_errors(leftover, verb="removed"):
+                shutil.rmtree(leftover)
+
+    def _paths(self, place: RunPlace) -> tuple[Path, Path]:
+        """The file, and the folder of its parts."""
+        if place.out is not None:
+            return place.out, place.out.with_name(f"{place.out.name}.parts")
+        folder = place.results / slug(f"capture_{self.subject.display}") / self.run_id
+        return folder / "capture.h5", folder
+
+    def _write(self, folder: RunFolder, path: Path, *, fresh: bool) -> None:
         first = folder.arrays(self.cells[0].id)
         sizes = self._sizes(first)
         variables = [CAPTURE_VARIABLES[name] for name in (*self.keep, "tokens", "length")]
@@ -235,13 +245,12 @@ class Capture:
             path,
             variables,
             coords={a: c for a, c in coords.items() if any(a in v.axes for v in variables)},
-            attrs=self._attributes(run_name, first),
+            attrs=self._attributes(first),
             store=self.store,
             overwrite=fresh,
         ) as file:
             for cell in self.cells:
-                coords: Mapping[str, Any] = stored[cell.id].coords
-                self._put(file, coords["prompts"], folder.arrays(cell.id))
+                self._put(file, cell.coords["prompts"], folder.arrays(cell.id))
 
     def _sizes(self, first: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Length of every axis, from the model and the first batch."""
@@ -267,7 +276,7 @@ class Capture:
                 extent = tuple(slice(0, size) for size in array.shape[1:])
                 file.put(site, (*place, *extent), array[row])
 
-    def _attributes(self, run_name: str, first: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def _attributes(self, first: Mapping[str, np.ndarray]) -> dict[str, Any]:
         model = self.model
         have = {site: [n for n in first if n.startswith(f"{site}.")] for site in self.keep}
         gaps = {
@@ -276,7 +285,7 @@ class Capture:
             if site != "logits"
         }
         return {
-            "run_id": run_name,
+            "run_id": self.run_id,
             "model": str(self.subject.sides["model"].folder),
             "model_sha256": self.subject.sides["model"].identity["sha256"],
             "architecture": model.architecture,
@@ -289,17 +298,18 @@ class Capture:
             "versions": versions(),
         }
 
-    def _document(self, path: Path, run_name: str) -> dict[str, Any]:
+    def _document(self, path: Path) -> dict[str, Any]:
         return {
             "schema": "mlxroles/capture/1",
             "file": str(path),
-            "run_id": run_name,
+            "run_id": self.run_id,
             "model": str(self.subject.sides["model"].folder),
             "prompts": [{"id": p.id, "n_tokens": p.n_tokens} for p in self.prompts],
             "keep": list(self.keep),
             "layers": list(self.layers.layers),
             "store": self.store,
             "bytes": path.stat().st_size if path.exists() else None,
+            "notes": list(self.subject.notes),
         }
 
 

@@ -70,9 +70,7 @@ def encoded(
     return tuple(found)
 
 
-def with_others(
-    subject: Subject, prompts: Sequence[Encoded], *, seed: int
-) -> tuple[Encoded, ...]:
+def with_others(subject: Subject, prompts: Sequence[Encoded], *, seed: int) -> tuple[Encoded, ...]:
     """The prompts, each with as many ids of the control text for the ``other_prompt`` control."""
     control: list[int] = []
     if subject.tokenizer is not None:

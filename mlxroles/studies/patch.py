@@ -6,14 +6,16 @@ activations on another text, and noise of the same norm. No model is needed here
 computed in ``patch_run`` and summed up in ``patch_document``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlxroles.errors import SpecError
 from mlxroles.events import Cell
-from mlxroles.plan import LayerRange, Positions, cell_id, parse_layers, parse_positions
+from mlxroles.plan import LayerRange, cell_id, parse_layers, parse_positions
 from mlxroles.store.schema import Variable
 from mlxroles.studies.inputs import Encoded
+from mlxroles.text import safe_text
 
 SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
 CONTROLS = ("other_prompt", "random")
@@ -65,25 +67,44 @@ class PatchGrid:
                 raise SpecError(
                     f"control {control!r} is unknown; use {', '.join(CONTROLS)} or none"
                 )
-        if heads not in (None, "each"):
-            parse_heads(heads, n_heads)
+        if heads is not None:
+            chosen = parse_heads("all" if heads == "each" else heads, n_heads)
+            heads = heads if heads == "each" else str(chosen)
         for prompt in prompts:
-            parse_positions(positions, prompt.n_tokens)
+            try:
+                where = parse_positions(positions, prompt.n_tokens)
+            except SpecError as error:
+                raise SpecError(f"prompt '{safe_text(prompt.id)}': {error}") from error
         grid = parse_layers(layers, n_layers)
-        return cls(tuple(prompts), grid, site, positions, heads, tuple(controls), n_heads)
+        return cls(tuple(prompts), grid, site, str(where), heads, tuple(controls), n_heads)
 
-    def places(self, prompt: Encoded) -> list[tuple[dict[str, object], Positions, tuple | None]]:
-        """(coordinates, positions, heads) of every cell that one layer of a prompt has."""
+    def places(self, prompt: Encoded) -> list[dict[str, object]]:
+        """Coordinates of the places that are patched at every layer of a prompt."""
         where = parse_positions(self.positions, prompt.n_tokens)
-        if where.kind == "each":
-            each = [Positions("some", group) for group in where.groups]
-            return [({"position": p.positions[0]}, p, None) for p in each]
-        coords: dict[str, object] = {"position": str(where)}
+        positions = where.positions if where.kind == "each" else (str(where),)
         if self.heads == "each":
-            return [({**coords, "head": h}, where, (h,)) for h in range(self.n_heads)]
-        if self.heads is None:
-            return [(coords, where, None)]
-        return [({**coords, "heads": self.heads}, where, parse_heads(self.heads, self.n_heads))]
+            return [{"position": p, "head": h} for p in positions for h in range(self.n_heads)]
+        heads = {} if self.heads is None else {"heads": self.heads}
+        return [{"position": p, **heads} for p in positions]
+
+    def place(
+        self, coords: Mapping[str, Any]
+    ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """Positions and heads that a cell patches; None for all of them.
+
+        ``all`` includes the tokens that follow the prompt when a string is measured whole.
+        """
+        where = coords["position"]
+        positions: tuple[int, ...] | None = None
+        if isinstance(where, int):
+            positions = (where,)
+        elif where != "all":
+            n_tokens = self.prompts[int(coords["prompt"])].n_tokens
+            positions = parse_positions(where, n_tokens).positions
+        if "head" in coords:
+            return positions, (int(coords["head"]),)
+        heads = coords.get("heads")
+        return positions, None if heads is None else parse_heads(heads, self.n_heads).layers
 
     def cells(self) -> list[Cell]:
         """Every cell in the order of computing: baselines, then by prompt, direction and layer."""
@@ -99,7 +120,7 @@ class PatchGrid:
             for direction in DIRECTIONS:
                 for layer in self.layers:
                     for control in (None, *self.controls):
-                        for coords, _, _ in places:
+                        for coords in places:
                             yield self._cell(p, direction, layer, control, coords)
 
     def _cell(
@@ -119,7 +140,7 @@ class PatchGrid:
         return f"/p{p:03d}" if len(self.prompts) > 1 else ""
 
 
-def parse_heads(text: str, n_heads: int) -> tuple[int, ...]:
+def parse_heads(text: str, n_heads: int) -> LayerRange:
     """Heads named by ``3``, ``0-3`` or ``1,5``.
 
     Raises:
@@ -128,7 +149,7 @@ def parse_heads(text: str, n_heads: int) -> tuple[int, ...]:
     if n_heads < 1:
         raise SpecError("this model has no attention heads to patch")
     try:
-        return parse_layers(text, n_heads).layers
+        return parse_layers(text, n_heads)
     except SpecError as error:
         raise SpecError(str(error).replace("layer", "head")) from error
 

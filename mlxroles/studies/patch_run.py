@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mlxroles.events import Cell
 from mlxroles.runner import Result
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.patch import DIRECTIONS, PatchGrid
-from mlxroles.studies.subject import Subject
+from mlxroles.studies.subject import Subject, stream_width
 
 ROWS = 8
 """Cells of one layer that run as one batch where only their positions or heads differ."""
@@ -28,8 +29,11 @@ class Batch:
     """Cells that are computed together: one prompt, direction, layer and control."""
 
     cells: tuple[Cell, ...]
+    """Those that are pending."""
     group: int
     """Prompts of one group have their states in memory at the same time."""
+    rows: tuple[Cell, ...]
+    """All that run, with those that are stored already."""
 
 
 class PatchWork:
@@ -62,28 +66,42 @@ class PatchWork:
     # --- batches ------------------------------------------------------------------------------
 
     def batches(self, pending: Sequence[Cell]) -> list[Batch]:
-        """Pending cells in computing order: recipients change as rarely as memory allows."""
+        """Pending cells in computing order: recipients change as rarely as memory allows.
+
+        A cell runs in the same rows whatever else is pending, so that a resumed run has the same
+        numbers to the last bit.
+        """
+        wanted = {cell.id for cell in pending}
+        found = []
+        for group, rows in self._chunks:
+            cells = tuple(cell for cell in rows if cell.id in wanted)
+            if cells:
+                found.append(Batch(cells, group, rows))
+        return found
+
+    @cached_property
+    def _chunks(self) -> list[tuple[int, tuple[Cell, ...]]]:
+        """(group, cells that run together) of the whole grid, in computing order."""
         per_group = self._prompts_per_group()
         order = {"base": 0, "instruct": 1, "base_to_instruct": 2, "instruct_to_base": 3}
         keyed: dict[tuple, list[Cell]] = {}
-        for cell in pending:
+        for cell in self.grid.cells():
             c = cell.coords
             p = int(c["prompt"])
             stage = order[c.get("baseline") or c["direction"]]
             key = (p // per_group, stage, p, c.get("layer", -1), str(c.get("control") or ""))
             keyed.setdefault(key, []).append(cell)
-        batches = []
-        for key in sorted(keyed):
-            cells = keyed[key]
-            batches += [
-                Batch(tuple(cells[i : i + ROWS]), key[0]) for i in range(0, len(cells), ROWS)
-            ]
-        return batches
+        return [
+            (key[0], tuple(keyed[key][i : i + ROWS]))
+            for key in sorted(keyed)
+            for i in range(0, len(keyed[key]), ROWS)
+        ]
 
     def _prompts_per_group(self) -> int:
-        width = 2 * 4 * 4096
-        longest = max(p.n_tokens for p in self.grid.prompts)
-        per_prompt = 4 * len(self.grid.layers) * longest * width
+        """Prompts whose states, two models on the prompt and on the other text, fit together."""
+        longest = max(p.n_tokens for p in self.grid.prompts) + len(self.chain) - 1
+        arrays = 4 * len(self.grid.layers) * (1 if self.grid.site.startswith("resid") else 2)
+        per_prompt = arrays * longest * stream_width(self.subject) * 4
         return max(1, STATE_BYTES // per_prompt)
 
     # --- states -------------------------------------------------------------------------------
@@ -152,11 +170,14 @@ class PatchWork:
             rng = np.random.default_rng([self.seed, p, layer, DIRECTIONS.index(direction)])
             value = engine.matched_noise(value, rng)
         tokens, read = self._tokens(prompt)
-        places = [self._place(cell, prompt) for cell in batch.cells]
+        site = self.grid.site
+        places = [Place(site, layer, *self.grid.place(cell.coords)) for cell in batch.rows]
         model = self.subject.model(recipient(direction))
         run = engine.patched(model.network, tokens, own, value, places, read)
         foreign = self._through_donor(direction, run.final)
-        for row, cell in enumerate(batch.cells):
+        for row, cell in enumerate(batch.rows):
+            if cell not in batch.cells:
+                continue
             values = self._measures(run.logits[row])
             values["kl"] = probes.kl(run.logits[row][0], own.logits[0])
             if foreign is not None:
@@ -169,16 +190,9 @@ class PatchWork:
         logits = self.subject.model(donor(direction)).unembed(final)
         return np.array(logits.astype(mx.float32))
 
-    def _place(self, cell: Cell, prompt: Encoded) -> Place:
-        """Where a cell's patch goes in; ``all`` includes the teacher-forced tokens."""
-        site, layer = self.grid.site, int(cell.coords["layer"])
-        for coords, positions, heads in self.grid.places(prompt):
-            if all(cell.coords.get(k) == v for k, v in coords.items()):
-                chosen = None if positions.kind == "all" else positions.positions
-                return Place(site, layer, chosen, heads)
-        raise ValueError(f"cell {cell.id} is not part of the grid")
-
     def _measures(self, logits: np.ndarray) -> dict[str, Any]:
         """Numbers of one run from its logits [n, vocab] at the prompt's end and after."""
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the logits are not all finite numbers")
         chain = {self.targets.headline: probes.chain_log_prob(logits, self.chain)}
         return probes.measure(logits[0], self.targets, decode=self.decode, chain=chain)

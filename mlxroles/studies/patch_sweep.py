@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mlxroles import report
 from mlxroles.dashboard import svg
 from mlxroles.errors import SpecError
-from mlxroles.events import Emit, Note, RunFinished, Stage
+from mlxroles.events import Emit, RunFinished, Stage
 from mlxroles.plan import run_id
 from mlxroles.plots import patch_figures
 from mlxroles.prompts import Prompt, digest, token_texts
@@ -16,7 +15,7 @@ from mlxroles.runner import run
 from mlxroles.store.files import write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
-from mlxroles.studies.inputs import encoded, targets_for
+from mlxroles.studies.inputs import encoded, targets_for, with_others
 from mlxroles.studies.patch import (
     CONTROLS,
     DIRECTIONS,
@@ -26,7 +25,8 @@ from mlxroles.studies.patch import (
 )
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
-from mlxroles.studies.subject import Subject, attention_heads
+from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads
 from mlxroles.versions import now, versions
 
 
@@ -61,10 +61,14 @@ class PatchSweep:
 
     def __init__(self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions) -> None:
         self.subject, self.options = subject, options
-        self.notes: list[str] = []
         self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
+        if options.site == "z":
+            subject.check_same("heads", HEAD_KEYS)
+        rows = encoded(subject, prompts, note=subject.notes.append)
+        if "other_prompt" in options.controls:
+            rows = with_others(subject, rows, seed=options.seed)
         self.grid = PatchGrid.read(
-            encoded(subject, prompts, seed=options.seed, note=self.notes.append),
+            rows,
             n_layers=subject.n_layers,
             n_heads=attention_heads(subject),
             layers=options.layers,
@@ -91,6 +95,7 @@ class PatchSweep:
             "kind": "patch",
             "models": {name: side.identity for name, side in self.subject.sides.items()},
             "tokenizer": self.subject.tokenizer_identity(),
+            "computed_by": computed_by(),
             "prompts": [[p.id, p.digest, digest(p.other)] for p in grid.prompts],
             "layers": list(grid.layers.layers),
             "site": grid.site,
@@ -129,39 +134,16 @@ class PatchSweep:
             "disk_bytes": 4096 * len(self.cells),
         }
 
-    def run(
-        self,
-        emit: Emit,
-        *,
-        results: Path,
-        out: Path | None = None,
-        fresh: bool = False,
-        argv: Sequence[str] = (),
-    ) -> tuple[dict[str, Any], RunFinished]:
+    def run(self, emit: Emit, place: RunPlace) -> tuple[dict[str, Any], RunFinished]:
         """Runs what is not done yet and writes everything derived from the cells.
 
         Returns:
             The document, also written as ``summary.json``, and how the run ended.
         """
-        experiment = f"patch_{self.subject.pair or self.subject.display}"
-        manifest = {
-            "argv": list(argv),
-            "versions": versions(),
-            "models": {name: str(s.folder) for name, s in self.subject.sides.items()},
-            "token_ids": {p.id: list(p.ids) for p in self.grid.prompts},
-            "started": now(),
-        }
-        with RunFolder.open(
-            results,
-            experiment=experiment,
-            identity=self.identity(),
-            manifest=manifest,
-            folder=out,
-            fresh=fresh,
-        ) as folder:
+        self.subject.check_weights()
+        token_ids = {p.id: p.ids for p in self.grid.prompts}
+        with place.open(self.subject, self.identity(), token_ids) as folder:
             self.subject.on_load = lambda text: emit(Stage(text))
-            for text in self.notes:
-                emit(Note(text))
             work = PatchWork(
                 self.subject,
                 self.grid,
@@ -170,7 +152,8 @@ class PatchSweep:
                 seed=self.options.seed,
                 donor_head=self.options.donor_head,
             )
-            finished = run(work, self.cells, folder, emit, title=self.title)
+            notes = self.subject.notes
+            finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)
             return self._write(folder, finished), finished
 
     def _write(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
@@ -189,6 +172,7 @@ class PatchSweep:
             "versions": versions(),
             "interrupted": finished.interrupted,
             "failed_cells": failed,
+            "notes": list(self.subject.notes),
         }
         doc = document(
             self.grid,

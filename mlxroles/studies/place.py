@@ -52,6 +52,7 @@ class RunPlace:
             "versions": versions(),
             "device": device_name(),
             "folders": {name: str(side.folder) for name, side in subject.sides.items()},
+            "loading": dict(subject.options),
             "token_ids": {name: list(ids) for name, ids in token_ids.items()},
             "started": now(),
         }

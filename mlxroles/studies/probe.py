@@ -5,24 +5,26 @@ offers, or under a system message. Every string is measured whole, teacher-force
 prompt's keys and values where the architecture has a plain cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlxroles import probes, stats
+from mlxroles.backend import mx
 from mlxroles.errors import PromptError
-from mlxroles.events import Cell, Emit, Note, RunFinished, Stage
+from mlxroles.events import Cell, Emit, RunFinished, Stage
 from mlxroles.models.model import Model
-from mlxroles.plan import cell_id
+from mlxroles.plan import cell_id, run_id
 from mlxroles.probes import Targets
 from mlxroles.prompts import Prompt, token_texts
 from mlxroles.runner import Result, run
 from mlxroles.store.folder import RunFolder
 from mlxroles.studies.inputs import Encoded, encoded, targets_for
+from mlxroles.studies.place import RunPlace, computed_by
 from mlxroles.studies.subject import Subject
+from mlxroles.text import safe_text
 from mlxroles.versions import now, versions
 
 SCHEMA = "mlxroles/probe/1"
@@ -56,7 +58,6 @@ class Probe:
         strings: Strings to measure, the headline first; empty for those of the prompt.
         token_ids: Ids to measure instead.
         seed: Of the bootstrap over prompts.
-        note: Told of anything unexpected, one line each.
 
     Raises:
         PromptError: a variant that a prompt does not have, or nothing to measure.
@@ -71,17 +72,17 @@ class Probe:
         strings: Sequence[str] = (),
         token_ids: Sequence[int] = (),
         seed: int = 0,
-        note: Callable[[str], None] | None = None,
     ) -> None:
         self.subject, self.seed = subject, seed
         self.targets = targets_for(subject, prompts, strings, token_ids)
         for prompt in prompts:
             if "no-tools" in how and prompt.plain_text is None:
                 raise PromptError(
-                    f"prompt {prompt.id!r} offers no tools that --no-tools could leave out"
+                    f"prompt '{safe_text(prompt.id)}' offers no tools that --no-tools could leave "
+                    "out; use a conversation with a tools_text and a plain_text"
                 )
         self.variants: dict[str, tuple[Encoded, ...]] = {
-            name: encoded(subject, prompts, seed=seed, note=note, **options)
+            name: encoded(subject, prompts, note=subject.notes.append, **options)
             for name, options in how.items()
         }
         self.cells = [
@@ -105,6 +106,7 @@ class Probe:
             },
             "strings": self.targets.document(),
             "headline": self.targets.headline,
+            "computed_by": computed_by(),
         }
 
     # --- computing ----------------------------------------------------------------------------
@@ -132,38 +134,43 @@ class Probe:
 
     # --- document -----------------------------------------------------------------------------
 
-    def run(
-        self,
-        emit: Emit,
-        *,
-        results: Path,
-        out: Path | None = None,
-        fresh: bool = False,
-        argv: Sequence[str] = (),
-    ) -> tuple[dict[str, Any], RunFinished]:
+    def run(self, emit: Emit, place: RunPlace) -> tuple[dict[str, Any], RunFinished]:
         """Measures what is not measured yet; the document is also written as ``summary.json``."""
-        with RunFolder.open(
-            results,
-            experiment=f"probe_{self.subject.pair or self.subject.display}",
-            identity=self.identity(),
-            manifest={"argv": list(argv), "versions": versions()},
-            folder=out,
-            fresh=fresh,
-        ) as folder:
+        self.subject.check_weights()
+        token_ids = {f"{n}/{p.id}": p.ids for n, rows in self.variants.items() for p in rows}
+        with place.open(self.subject, self.identity(), token_ids) as folder:
             self.subject.on_load = lambda text: emit(Stage(text))
-            for side in self.subject.sides.values():
-                emit(Note(f"{side.name}: {side.folder}"))
-            finished = run(self, self.cells, folder, emit, title=f"probe {self.subject.display}")
-            doc = self._document(folder)
+            title, notes = f"probe {self.subject.display}", self.subject.notes
+            finished = run(self, self.cells, folder, emit, title=title, notes=notes)
+            doc = self._document(folder, finished)
             folder.write_json("summary.json", doc)
         return doc, finished
 
-    def _document(self, folder: RunFolder) -> dict[str, Any]:
+    def plan(self) -> dict[str, Any]:
+        """What a dry run shows, without loading weights."""
+        sides = self.subject.sides.values()
+        return {
+            "schema": "mlxroles/plan/1",
+            "title": f"probe {self.subject.display}",
+            "run_id": run_id(self.identity()),
+            "cells": len(self.cells),
+            "prompts": [
+                {"id": p.id, "variant": name, "n_tokens": p.n_tokens}
+                for name, rows in self.variants.items()
+                for p in rows
+            ],
+            "weights_bytes": sum(side.n_bytes for side in sides),
+        }
+
+    def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
         records = folder.records()
-        rows = []
+        rows, failed = [], []
         for cell in self.cells:
             record = records.get(cell.id)
-            if record is None or record.status != "ok":
+            if record is None:
+                continue
+            if record.status != "ok":
+                failed.append({"cell": record.id, "error": record.error})
                 continue
             c = cell.coords
             prompt = self.variants[c["variant"]][c["prompt"]]
@@ -182,6 +189,9 @@ class Probe:
             "strings": self.targets.document(),
             "rows": rows,
             "means": self._means(rows),
+            "interrupted": finished.interrupted,
+            "failed_cells": failed,
+            "notes": list(self.subject.notes),
             "timestamp": now(),
             "versions": versions(),
         }
@@ -198,8 +208,9 @@ class Probe:
                 for name in ("p_first_token", "p_chain", "p_union", "log_odds", "entropy"):
                     column = np.array([r[name] for r in ours], dtype=np.float64)
                     rng = np.random.default_rng([self.seed, *f"{model} {variant} {name}".encode()])
-                    low, high = stats.bootstrap_mean_ci(column, rng)
-                    mean |= {name: float(stats.nan_mean(column)), f"{name}_ci": [low, high]}
+                    bounds = stats.bootstrap_mean_ci(column, rng)
+                    mean[name] = float(stats.nan_mean(column))
+                    mean[f"{name}_ci"] = [float(bound) for bound in bounds]
                 found.append(mean)
         return found
 
@@ -210,22 +221,27 @@ def answers(
     """Logits after the prompt [vocab], float32, and every string's log-probability after it."""
     long = {t.text: t.chain for t in targets.strings if len(t.chain) > 1}
     first = _logits(model.run(ids, positions="last").logits)[0, -1]
+    if not np.isfinite(first).all():
+        raise FloatingPointError("the logits are not all finite numbers")
     if not long:
         return first, {}
     rows = [list(chain[:-1]) for chain in long.values()]
     if model.network.anatomy.plain_cache:
-        after = _logits(model.run(rows, prefix=model.prefix(ids)).logits)
+        after = list(_logits(model.run(rows, prefix=model.prefix(ids)).logits))
     else:
-        whole = _logits(model.run([[*ids, *row] for row in rows]).logits)
-        after = whole[:, len(ids) :]
+        n = len(ids)
+        after = [
+            _logits(model.run([*ids, *row], positions=range(n, n + len(row))).logits)[0]
+            for row in rows
+        ]
     chains = {}
-    for n, (text, chain) in enumerate(long.items()):
-        steps = np.concatenate([first[None], after[n, : len(chain) - 1]])
-        chains[text] = probes.chain_log_prob(steps, chain)
+    for steps, (text, chain) in zip(after, long.items(), strict=True):
+        whole = np.concatenate([first[None], steps[: len(chain) - 1]])
+        if not np.isfinite(whole).all():
+            raise FloatingPointError("the logits are not all finite numbers")
+        chains[text] = probes.chain_log_prob(whole, chain)
     return first, chains
 
 
 def _logits(array: Any) -> np.ndarray:
-    from mlxroles.backend import mx
-
     return np.array(array.astype(mx.float32))

@@ -4,6 +4,7 @@ Everything a plan and a manifest need is read from the folders' small files, so 
 pairing is refused and a dry run answered without touching the weights.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,12 +42,6 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _size(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     text = text_config(config)
     return next((int(text[k]) for k in keys if isinstance(text.get(k), int)), None)
-
-
-def _brief(value: object) -> str:
-    if isinstance(value, Mapping):
-        value = f"{value.get('bits', '?')} bits in groups of {value.get('group_size', '?')}"
-    return "none" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -140,16 +135,9 @@ class Subject:
             PairError: sizes or tokenizers differ, with both values.
         """
         sides = {name: Side.find(name, pair.ref(name)) for name in ("base", "instruct")}
-        subject = cls(
-            sides,
-            pair.display or pair.name,
-            **{
-                "pair": pair.name,
-                "d1_group": pair.d1_group,
-                "template": pair.template,
-            }
-            | fields,
-        )
+        named: dict[str, Any] = {"pair": pair.name, "d1_group": pair.d1_group}
+        named |= {"template": pair.template} | fields
+        subject = cls(sides, pair.display or pair.name, **named)
         subject._check_sizes()
         return subject
 
@@ -204,9 +192,9 @@ class Subject:
                     f"{what} has {n_tokens} tokens, more than the {context} positions that the "
                     "models were trained for: what they say there means little"
                 )
-        limit = memory().limit
+        limit = memory_limit()
         needed = 4 * max(attention_heads(self), 1) * n_tokens**2
-        if limit is not None and needed > limit and not on_gpu():
+        if needed > limit and not on_gpu():
             raise PromptError(
                 f"{what} has {n_tokens} tokens: the attention of one layer would take "
                 f"{format_bytes(needed)} of the {format_bytes(limit)} here; shorten it"
@@ -273,7 +261,11 @@ class Subject:
                 self._loaded.clear()
                 mx.clear_cache()
             self.on_load(f"loading {side} ({self.sides[side].folder.name})")
-            self._loaded[side] = load(self.sides[side].folder, **self.options)
+            self._loaded[side] = loaded = load(self.sides[side].folder, **self.options)
+            for text in (*loaded.repairs, *loaded.warnings):
+                if f"{side}: {text}" not in self.notes:
+                    self.notes.append(f"{side}: {text}")
+                    self.on_load(self.notes[-1])
         return self._loaded[side]
 
 
@@ -289,7 +281,19 @@ def stream_width(subject: Subject) -> int:
     return _size(config, WIDTH_KEYS) or 4096
 
 
-def fitting(subject: Subject, limit: int | None) -> int:
+def memory_limit() -> int:
+    """Bytes that models and arrays may take: what the device recommends, else the machine's."""
+    limit = memory().limit
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def fitting(subject: Subject) -> int:
     """How many of the study's models fit in memory at once: 2, or 1 where both are too large."""
     total = sum(side.n_bytes for side in subject.sides.values())
-    return 1 if limit is not None and total > 0.7 * limit else 2
+    return 1 if total > 0.7 * memory_limit() else 2
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = f"{value.get('bits', '?')} bits in groups of {value.get('group_size', '?')}"
+    return "none" if value is None else str(value)

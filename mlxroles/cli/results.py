@@ -1,0 +1,91 @@
+"""Where the results of a study go and how its end is told: tables, paths, exit status."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mlxroles.cli.output import note
+from mlxroles.events import RunFinished
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mlxroles.studies.place import RunPlace
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+RESULTS = Path("results")
+LOG_COLUMNS = 200
+"""A table that goes to a file or a pipe is at most this wide."""
+
+FAILED_CELLS = 3
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+
+
+def drift_option(command: Command) -> Command:
+    """Adds ``--allow-drift``."""
+    return click.option(
+        "--allow-drift",
+        multiple=True,
+        metavar="FIELD",
+        help="Go on with a run whose identity differs in this field, as the refusal names it; "
+        "recorded in the manifest. May be given several times.",
+    )(command)
+
+
+def place(given: dict[str, Any]) -> "RunPlace":
+    """Where the options ``--out``, ``--fresh`` and ``--allow-drift`` put the run."""
+    from mlxroles.studies.place import RunPlace
+
+    return RunPlace(
+        RESULTS,
+        out=given["out"],
+        fresh=given["fresh"],
+        argv=tuple(sys.argv[1:]),
+        allow_drift=given["allow_drift"],
+    )
+
+
+def show(renderable: "RenderableType", *, plain: bool) -> None:
+    """Prints a table to standard output; with ``plain`` without any escape code.
+
+    Where the output is no terminal, the table has the width that it needs.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(force_terminal=False if plain else None)
+    if not console.is_terminal:
+        wide = Console(width=LOG_COLUMNS, force_terminal=False)
+        needed = Measurement.get(wide, wide.options, renderable).maximum
+        console = Console(width=needed, force_terminal=False)
+    with console.capture() as text:
+        console.print(renderable)
+    click.echo(text.get(), nl=False, color=True)
+
+
+def show_files(folder: str, *names: str) -> None:
+    """Prints the paths of those files of a run folder that were written."""
+    for path in (Path(folder) / name for name in names):
+        if path.exists():
+            click.echo(path)
+
+
+def exit_status(finished: RunFinished, given: dict[str, Any]) -> int:
+    """0 for a whole run, 3 with failed cells, 128 + n after a signal, with a line of advice."""
+    again = "the same command"
+    if given["fresh"]:
+        again += " without --fresh"
+    if finished.interrupted is not None:
+        note(
+            f"stopped by {finished.interrupted}; {finished.done} cells are stored, and {again} "
+            "goes on from there"
+        )
+        return SIGNALS.get(finished.interrupted, 130)
+    if finished.failed:
+        note(f"{finished.failed} cells failed; {again} tries them again")
+        return FAILED_CELLS
+    return 0
