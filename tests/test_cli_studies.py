@@ -285,7 +285,8 @@ def test_a_damaged_model_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.rope_scaling.:FutureWarning")  # transformers, of a foreign type
+# transformers warns about a model type that it does not know
+@pytest.mark.filterwarnings("ignore:.rope_scaling.:FutureWarning")
 @pytest.mark.parametrize(
     ("config", "words"),
     [

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import in_dtype, off, same, tiny, tiny_llama, tokens
 
 from mlxroles.backend import mx, nn
-from mlxroles.edits import EDITABLE, SITES, Edit
+from mlxroles.edits import EDITABLE, SITES, Edit, apply
 from mlxroles.errors import ModelError, PromptError
 from mlxroles.forward import Prefix, Start, forward
 from mlxroles.models.load import wrap
@@ -179,6 +179,29 @@ def test_edits_of_half_precision_stay_in_half_precision():
     heads = [Edit("z", 1, 0.5, "scale", heads=[0]), Edit("pattern", 2, 0.0, "scale", heads=[1])]
     run = forward(model.network, TOKENS, edits=heads, keep=["z", "resid_post"])
     assert run["z", 2].dtype == run["resid_post", 3].dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("positions", [None, [1]])
+@pytest.mark.parametrize("value", [0.5, np.float64(0.5), np.full((4,), 0.5), mx.array([[0.5]])])
+def test_an_edit_keeps_shape_and_dtype(op, positions, value):
+    array = mx.random.normal((1, 3, 4), key=mx.random.key(0)).astype(mx.bfloat16)
+    before = np.array(array.astype(mx.float32))
+    got = apply(Edit("resid_pre", 0, value, op, positions), array)
+    assert (got.shape, got.dtype) == (array.shape, array.dtype)
+    want = np.array(before)
+    for p in range(3) if positions is None else positions:
+        want[:, p] = OPERATIONS[op](before[:, p], np.float32(0.5))
+    assert off(got, mx.array(want).astype(mx.bfloat16)) == 0
+    assert same(array, before)
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("positions", [None, [0, 1]])
+def test_a_value_that_would_enlarge_the_array_is_refused(op, positions):
+    edit = Edit("resid_pre", 0, mx.zeros((3, 2, 4)), op, positions)
+    with pytest.raises(ValueError, match="broadcast"):
+        apply(edit, mx.zeros((1, 2, 4)))
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])

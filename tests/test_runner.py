@@ -1,0 +1,150 @@
+"""The runner with studies that compute nothing: what is stored, what fails, what stops a run."""
+
+from typing import NamedTuple
+
+import pytest
+
+from mlxroles.errors import PromptError, StoreError
+from mlxroles.events import Cell, CellDone, CellFailed, Note, RunStarted
+from mlxroles.runner import Result, run
+from mlxroles.store.folder import RunFolder
+
+
+class Batch(NamedTuple):
+    cells: tuple[Cell, ...]
+    group: int
+
+
+class Numbers:
+    """Batches of four cells; a cell's value is its number unless ``broken`` says otherwise."""
+
+    def __init__(self, broken=None):
+        self.broken = broken or {}
+        self.prepared = []
+        self.computed = []
+
+    def batches(self, pending):
+        groups = {}
+        for cell in pending:
+            groups.setdefault(cell.coords["n"] // 4, []).append(cell)
+        return [Batch(tuple(cells), group) for group, cells in groups.items()]
+
+    def prepare(self, batches):
+        self.prepared.append([cell.id for batch in batches for cell in batch.cells])
+
+    def compute(self, batch):
+        for cell in batch.cells:
+            n = cell.coords["n"]
+            self.computed.append(n)
+            if n in self.broken:
+                raise self.broken[n]
+            yield Result(cell, {"x": n})
+
+
+CELLS = [Cell(f"c{n:02d}", {"n": n}) for n in range(12)]
+
+
+def go(study, folder, cells=CELLS, **how):
+    events = []
+    with RunFolder.open(
+        folder.parent, experiment="e", identity={"kind": "e"}, manifest={}, folder=folder
+    ) as opened:
+        finished = run(study, cells, opened, events.append, title="t", **how)
+        return finished, events, opened.records()
+
+
+def test_every_cell_is_stored_and_skipped_the_next_time(tmp_path):
+    finished, events, records = go(Numbers(), tmp_path / "r", notes=["mind the gap"])
+    assert (finished.done, finished.failed, finished.interrupted) == (12, 0, None)
+    assert [r.values["x"] for r in records.values()] == list(range(12))
+    assert isinstance(events[0], RunStarted)
+    assert Note("mind the gap") in events
+    study = Numbers()
+    finished, events, _ = go(study, tmp_path / "r")
+    assert (finished.done, study.computed, study.prepared) == (12, [], [])
+    assert sum(isinstance(e, CellDone) and e.restored for e in events) == 12
+
+
+def test_a_cell_that_fails_takes_no_neighbour_along(tmp_path):
+    study = Numbers({5: ValueError("bad\nnews")})
+    finished, events, records = go(study, tmp_path / "r")
+    assert (finished.done, finished.failed) == (11, 1)
+    assert records["c05"].status == "failed"
+    assert records["c05"].error == "ValueError: bad"
+    assert [e.cell.id for e in events if isinstance(e, CellFailed)] == ["c05"]
+    assert study.computed.count(4) == 1  # what came before the failure counts
+    assert records["c06"].attempt == 2
+    finished, _, records = go(Numbers(), tmp_path / "r")
+    assert (finished.done, records["c05"].values) == (12, {"x": 5})
+
+
+def test_three_failures_of_one_cause_in_a_row_stop_the_run(tmp_path):
+    broken = {n: RuntimeError("the device is gone") for n in range(4, 12)}
+    with pytest.raises(StoreError, match=r"3 cells in a row failed alike.*the device is gone"):
+        go(Numbers(broken), tmp_path / "r")
+    finished, _, records = go(Numbers(), tmp_path / "r")
+    assert (finished.done, len(records)) == (12, 12)
+
+
+def test_numbers_that_are_not_finite_never_stop_a_run(tmp_path):
+    broken = {n: FloatingPointError("not finite") for n in range(2, 10)}
+    finished, _, _ = go(Numbers(broken), tmp_path / "r")
+    assert (finished.done, finished.failed) == (4, 8)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError("no"), OSError("io")])
+def test_what_cannot_be_prepared_stops_with_one_line(tmp_path, error):
+    study = Numbers()
+
+    def broken(batches):
+        if batches[0].group == 1:
+            raise error
+
+    study.prepare = broken
+    with pytest.raises(StoreError, match="the same command goes on") as caught:
+        go(study, tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    assert go(Numbers(), tmp_path / "r")[0].done == 12
+
+
+def test_an_error_of_the_user_is_not_a_failed_cell(tmp_path):
+    with pytest.raises(PromptError):
+        go(Numbers({0: PromptError("no such id")}), tmp_path / "r")
+    assert go(Numbers(), tmp_path / "r")[2]["c00"].status == "ok"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_run_after_the_batch_that_is_running(tmp_path, name):
+    import signal
+
+    study = Numbers()
+    compute = study.compute
+
+    def signalled(batch):
+        if batch.group == 1:
+            signal.raise_signal(getattr(signal, name))
+        return compute(batch)
+
+    study.compute = signalled
+    before = signal.getsignal(signal.SIGTERM)
+    finished, _, records = go(study, tmp_path / "r")
+    assert (finished.interrupted, finished.done) == (name, 8)
+    assert len(records) == 8
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    import signal
+
+    study = Numbers()
+    compute = study.compute
+
+    def signalled(batch):
+        if batch.group == 1:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return compute(batch)
+
+    study.compute = signalled
+    finished, _, _ = go(study, tmp_path / "r")
+    assert (finished.interrupted, finished.done) == ("SIGINT", 4)
