@@ -1,4 +1,4 @@
-"""Experiments on language models with MLX: run any mlx_lm model layer by layer, capture, patch, measure.
+"""Experiments on language models with MLX: any mlx_lm model, layer by layer.
 
 ``mlxroles.load`` is the one name most programs need; everything else is imported from the
 module that holds its subject, so that ``mlxroles --help`` never waits for a model library.

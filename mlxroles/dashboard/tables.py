@@ -45,7 +45,7 @@ def probe_table(doc: Mapping[str, Any]) -> Table:
     for name in ("model", "prompt", "variant"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for name in ("P", "first", "chain", "log-odds", "rank", "entropy"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(5, len(name)))
     table.add_column("top token", overflow="ellipsis", no_wrap=True)
     previous = None
     for row in doc.get("rows") or []:
@@ -120,8 +120,8 @@ _HEADLINE = "tool_call_prob"
 
 
 def _add_numbers(table: Table) -> None:
-    for name in ("P", "effect", "R"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name, width in (("P", 5), ("effect", 6), ("R", 4)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
 
 
 def _numbers(values: Mapping[str, Any]) -> list[RenderableType]:

@@ -16,6 +16,9 @@ from mlxroles.errors import PromptError
 from mlxroles.forward import Network, Prefix, Run, Start, forward, prefix_of
 from mlxroles.models import weights
 
+LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
+"""Architectures with a table of positions: beyond its end MLX would read whatever lies there."""
+
 Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | mx.array
 
 
@@ -195,12 +198,25 @@ class Model:
             if low < 0 or high >= vocab:
                 bad = low if low < 0 else high
                 raise PromptError(f"token id {bad} is outside 0..{vocab - 1} of {self.name}")
+            if self.table_length is not None and len(row) + after > self.table_length:
+                raise PromptError(
+                    f"a prompt has {len(row) + after} tokens; {self.name} has a table of "
+                    f"{self.table_length} positions, shorten it"
+                )
             if self.longest is not None and len(row) + after > self.longest:
                 raise PromptError(
                     f"a prompt has {len(row) + after} tokens, but mlx_lm computes {self.name} as "
                     f"its config says only up to {self.longest} ({self.longest_reason}); "
                     "shorten it, or pass --allow-window-mismatch to go on"
                 )
+
+    @property
+    def table_length(self) -> int | None:
+        """Number of learned positions, beyond which nothing can be run; None without a table."""
+        if self.architecture not in LEARNED_POSITIONS:
+            return None
+        named = (self._text_config.get(name) for name in ("n_positions", "n_ctx"))
+        return min((n for n in named if isinstance(n, int)), default=None)
 
     @property
     def _text_config(self) -> dict[str, Any]:

@@ -14,7 +14,9 @@ def load_tokenizer(folder: Path) -> Any:
         ModelError: the files are there but make no tokenizer.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its hints are about training and models of its own
     try:
         return AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False

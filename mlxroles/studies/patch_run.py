@@ -1,5 +1,6 @@
 """Computes the cells of a patch sweep, batch by batch, on whichever models are in memory."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ ROWS = 8
 
 STATE_BYTES = 2 << 30
 """States of prompts that may be held at once; beyond it prompts go in groups."""
+
+SILENCE = 5.0
+"""Seconds after which a clean run is announced: large models take minutes for one."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,14 @@ class PatchWork:
     def prepare(self, batches: Sequence[Batch]) -> None:
         """Runs the clean runs that a group of batches needs, one model after the other."""
         self._states.clear()
-        wanted = {key for batch in batches for key in self._needs(batch.cells[0])}
-        for key in sorted(wanted):
-            self._state(*key)
+        wanted = sorted({key for batch in batches for key in self._needs(batch.cells[0])})
+        said = 0.0
+        for n, (side, p, other) in enumerate(wanted, start=1):
+            if time.monotonic() - said > SILENCE:
+                said = time.monotonic()
+                text = "the control text" if other else self.grid.prompts[p].id
+                self.subject.on_load(f"clean run {n} of {len(wanted)}: {side} on {text}")
+            self._state(side, p, other)
 
     def _needs(self, cell: Cell) -> list[tuple[str, int, bool]]:
         """Clean runs behind a cell: (side, prompt, whether on the other text)."""
@@ -153,8 +162,7 @@ class PatchWork:
         if "baseline" in coords:
             logits = self._state(str(coords["baseline"]), p, other=False).logits
             assert logits is not None
-            tokens = len(self._tokens(self.grid.prompts[p])[0])
-            yield Result(batch.cells[0], self._measures(logits), tokens=tokens)
+            yield Result(batch.cells[0], self._measures(logits))
             return
         yield from self._patched(batch, p)
 

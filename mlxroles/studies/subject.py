@@ -15,8 +15,9 @@ from mlxroles.backend import memory, mx, on_gpu
 from mlxroles.errors import ModelError, PairError, PromptError
 from mlxroles.models import integrity
 from mlxroles.models.load import load
-from mlxroles.models.model import Model
+from mlxroles.models.model import LEARNED_POSITIONS, Model
 from mlxroles.models.tokenizer import load_tokenizer
+from mlxroles.models.vetted import vet
 from mlxroles.pairs import Pair, resolve
 from mlxroles.prompts import same_tokenizer, tokenizer_digest
 from mlxroles.snapshots import read_config, weight_files
@@ -26,8 +27,6 @@ LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
 HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
-"""Architectures with a table of positions: beyond its end MLX would read whatever lies there."""
 SHAPE = {"layers": LAYER_KEYS, "d_model": WIDTH_KEYS, "vocabulary": ("vocab_size",)}
 """Sizes that two models of a pair must share, and the config's names for them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -261,8 +260,9 @@ class Subject:
                 self._loaded.clear()
                 mx.clear_cache()
             self.on_load(f"loading {side} ({self.sides[side].folder.name})")
-            self._loaded[side] = loaded = load(self.sides[side].folder, **self.options)
-            for text in (*loaded.repairs, *loaded.warnings):
+            place = self.sides[side]
+            self._loaded[side] = loaded = load(place.folder, **self.options)
+            for text in vet(loaded, place.identity["sha256"], place.n_bytes):
                 if f"{side}: {text}" not in self.notes:
                     self.notes.append(f"{side}: {text}")
                     self.on_load(self.notes[-1])

@@ -1,0 +1,46 @@
+"""The self-checks of ``check`` before a study begins, once per model and versions.
+
+A model whose architecture is not causal, or whose hooks move a logit, would give numbers that look
+like any others. The verdict is remembered under the hash of the model's files.
+"""
+
+from mlxroles import cache
+from mlxroles.backend import on_gpu
+from mlxroles.errors import ModelError
+from mlxroles.models.check import check
+from mlxroles.models.model import Model
+from mlxroles.versions import versions
+
+LARGEST_ON_CPU = 300_000_000
+"""Weights in bytes up to which the checks take seconds on a CPU."""
+
+
+def vet(model: Model, sha256: str, n_bytes: int) -> list[str]:
+    """What a reader of results should know about the model, one line each.
+
+    Args:
+        model: A loaded model.
+        sha256: Of its files.
+        n_bytes: Size of its weights.
+
+    Raises:
+        ModelError: the checks say that none of its numbers can be trusted.
+    """
+    notes = [*model.repairs, *model.warnings]
+    if n_bytes > LARGEST_ON_CPU and not on_gpu():
+        return [*notes, "too large for self-checks on a CPU; `mlxroles models check` runs them"]
+    found = versions()
+    key = ":".join([sha256, *(found.get(name, "") for name in ("mlxroles", "mlx", "mlx-lm"))])
+    kept = cache.read("checks").get(key)
+    if not isinstance(kept, dict):
+        report = check(model)
+        kept = {"verdict": report.verdict, "notes": list(report.notes)}
+        cache.remember("checks", key, kept)
+    # what a site lacks is said when the site is asked for
+    said = [text for text in kept["notes"] if not text.startswith("no ")]
+    if kept["verdict"] == "refused":
+        raise ModelError(
+            f"{model.name}: the self-checks refuse it ({'; '.join(said) or 'see the check'}); "
+            "`mlxroles models check` shows them"
+        )
+    return [*notes, *(text for text in said if text not in model.warnings)]
