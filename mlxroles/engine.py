@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mlxroles.backend import mx
-from mlxroles.edits import STREAM_SITES, Edit, apply, selected
+from mlxroles.edits import Edit, apply, selected
 from mlxroles.forward import Network, Run, Start, forward
 
 
@@ -181,8 +181,3 @@ def _all_rows(run: Run) -> np.ndarray:
 
 def _rows(run: Run) -> np.ndarray:
     return _all_rows(run)[0]
-
-
-def has_heads(site: str) -> bool:
-    """Whether the site's arrays have a head axis."""
-    return site not in STREAM_SITES

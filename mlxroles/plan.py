@@ -96,13 +96,6 @@ class Positions:
     """``each`` asks for one cell per position, the others for one cell with all of them."""
     positions: tuple[int, ...]
 
-    @property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Positions that are edited together: one group per cell."""
-        if self.kind == "each":
-            return tuple((position,) for position in self.positions)
-        return (self.positions,)
-
     def __str__(self) -> str:
         """The text that parses to the same positions."""
         return _compact(self.positions) if self.kind == "some" else self.kind

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 SAME_CAUSE = 3
 """Cells in a row that fail of one cause, after which a run stops instead of failing on."""
 
-STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""What ends a run early, its running batch stored."""
 
 
 class BatchLike(Protocol):
@@ -97,7 +98,7 @@ def _noted_signals() -> Generator[_Signals]:
     noted = _Signals()
     before: dict[int, Any] = {}
     try:
-        for name in STATUS:
+        for name in SIGNALS:
             number = getattr(signal, name, None)
             if number is not None:
                 before[number] = signal.signal(number, noted.handle)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -23,6 +24,10 @@ os.environ |= {
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+# A busy machine is no failure.
+settings.register_profile("mlxroles", deadline=None)
+settings.load_profile("mlxroles")
 
 
 def pytest_unconfigure() -> None:

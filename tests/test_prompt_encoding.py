@@ -49,7 +49,7 @@ class TestRendering:
         assert text.startswith("TOOL f\n<s>[user]one\n")
         assert "takes no tool schemas" in refusal(render, prompt, toy(TEMPLATE), tools="schemas")
         assert "has no tool schemas" in refusal(render, TALK, toy(TOOLS_TEMPLATE), tools="schemas")
-        assert "--raw" in refusal(render, prompt, toy(TOOLS_TEMPLATE), tools="schemas", raw=True)
+        assert "raw" in refusal(render, prompt, toy(TOOLS_TEMPLATE), tools="schemas", raw=True)
 
     def test_a_system_message_comes_first(self):
         notes = []

@@ -124,10 +124,10 @@ def test_layers_and_positions_survive_their_own_text(numbers):
 
 
 def test_positions():
-    assert parse_positions("all", 3).groups == ((0, 1, 2),)
-    assert parse_positions("last", 3).groups == ((2,),)
-    assert parse_positions(" each ", 3).groups == ((0,), (1,), (2,))
-    assert parse_positions("1-2", 3).groups == ((1, 2),)
+    assert parse_positions("all", 3).positions == (0, 1, 2)
+    assert parse_positions("last", 3).positions == (2,)
+    assert parse_positions(" each ", 3).positions == (0, 1, 2)
+    assert parse_positions("1-2", 3).positions == (1, 2)
     shown = [str(parse_positions(text, 3)) for text in ("all", "last", "each", "1-2")]
     assert shown == ["all", "last", "each", "1-2"]
 

@@ -26,7 +26,7 @@ def prompt_options(command: Command) -> Command:
         multiple=True,
         metavar="TEXT|FILE|NAME",
         help="A text, a file (.txt .json .toml .csv: a prompt, a conversation or a set) or a "
-        "packaged name. May be given several times.  [default: notepad]",
+        "packaged name such as notepad. May be given several times.",
     )(command)
 
 

@@ -31,7 +31,8 @@ def command(**given: Any) -> int:
     """Measure what a model is about to say after each prompt.
 
     Probability of each string's first token and of the whole string, log-odds, rank, entropy and
-    the top tokens, for one model or for both of a pair, with variants side by side.
+    the top tokens, for one model or for both of a pair, with variants side by side. The default
+    prompt is the packaged conversation notepad, as for patch.
 
     \b
     Examples:

@@ -6,6 +6,7 @@ the name of the key. Not here: whether the loaded model computes what it claims;
 measures that.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,8 +75,9 @@ def understand(config: Mapping[str, Any], weight_names: Collection[str] = ()) ->
     for rule in RULES:
         rule(reading, findings)
     overrides = findings.overrides
-    if nested and overrides:
-        overrides = {"text_config": {**text, **overrides}}
+    if nested:
+        overrides = {"text_config": {**text, **overrides}} if overrides else {}
+        overrides |= _outer_vocabulary(reading, findings)
     if renaming(served.name, weight_names):
         findings.repairs.append(f"weight names are translated to those of mlx_lm's {served.name}")
     return Understanding(
@@ -87,6 +89,19 @@ def understand(config: Mapping[str, Any], weight_names: Collection[str] = ()) ->
         tuple(findings.limits),
         findings.rope,
     )
+
+
+def _outer_vocabulary(reading: Reading, found: Findings) -> dict[str, Any]:
+    """The vocabulary of the language model where a multimodal wrapper would put in its own."""
+    declared = inspect.signature(reading.served.args).parameters.get("vocab_size")
+    size = reading.text.get("vocab_size")
+    if declared is None or size is None or "vocab_size" in reading.whole:
+        return {}
+    if declared.default == size:
+        return {}
+    reason = f"mlx_lm would have used {shown(declared.default)}"
+    found.repairs.append(f"vocab_size = {shown(size)}: {reason}")
+    return {"vocab_size": size}
 
 
 def model_classes(

@@ -32,7 +32,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-"""What a model folder may hold besides weights that changes its numbers or its tokens."""
+"""What a model folder may hold besides weights and code that changes its numbers or tokens."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,7 +60,8 @@ def _version(path: Path) -> str:
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of everything in a model folder that changes its numbers, by file name."""
-    files = [*weight_files(folder), *(folder / n for n in TEXT_FILES if (folder / n).is_file())]
+    named = (folder / n for n in TEXT_FILES if (folder / n).is_file())
+    files = [*weight_files(folder), *named, *folder.glob("*.py")]
     return {f.name: file_hash(f) for f in sorted(files)}
 
 

@@ -88,9 +88,7 @@ class Model:
     @cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer (transformers' class), or None where it has no tokenizer files."""
-        if self.path is None or not any(
-            (self.path / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")
-        ):
+        if self.path is None:
             return None
         from mlxroles.models.tokenizer import load_tokenizer
 

@@ -6,13 +6,20 @@ from typing import Any
 from mlxroles.errors import ModelError
 from mlxroles.models.integrity import reason
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""A folder with none of these has no tokenizer."""
+
 
 def load_tokenizer(folder: Path) -> Any:
-    """Tokenizer of a local folder; nothing is downloaded and no remote code runs.
+    """Tokenizer of a local folder, or None where it has none.
+
+    Nothing is downloaded and no remote code runs.
 
     Raises:
         ModelError: the files are there but make no tokenizer.
     """
+    if not any((folder / name).is_file() for name in FILES):
+        return None
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -22,4 +29,7 @@ def load_tokenizer(folder: Path) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason(error)})") from error
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be read ({reason(error)}); copy or download its files "
+            "again"
+        ) from error

@@ -1,11 +1,11 @@
-"""The self-checks of ``check`` before a study begins, once per model and versions.
+"""The self-checks of ``check`` before a study begins, once per model, device and versions.
 
 A model whose architecture is not causal, or whose hooks move a logit, would give numbers that look
 like any others. The verdict is remembered under the hash of the model's files.
 """
 
 from mlxroles import cache
-from mlxroles.backend import on_gpu
+from mlxroles.backend import device_name, on_gpu
 from mlxroles.errors import ModelError
 from mlxroles.models.check import check
 from mlxroles.models.model import Model
@@ -30,11 +30,14 @@ def vet(model: Model, sha256: str, n_bytes: int) -> list[str]:
     if n_bytes > LARGEST_ON_CPU and not on_gpu():
         return [*notes, "too large for self-checks on a CPU; `mlxroles models check` runs them"]
     found = versions()
-    key = ":".join([sha256, *(found.get(name, "") for name in ("mlxroles", "mlx", "mlx-lm"))])
+    named = (found.get(name, "") for name in ("mlxroles", "mlx", "mlx-lm"))
+    key = ":".join([sha256, device_name(), *named])
     kept = cache.read("checks").get(key)
     if not isinstance(kept, dict):
         report = check(model)
-        kept = {"verdict": report.verdict, "notes": list(report.notes)}
+        # the warnings of this loading are not those of the next
+        found_out = [text for text in report.notes if text not in model.warnings]
+        kept = {"verdict": report.verdict, "notes": found_out}
         cache.remember("checks", key, kept)
     # what a site lacks is said when the site is asked for
     said = [text for text in kept["notes"] if not text.startswith("no ")]
@@ -43,4 +46,4 @@ def vet(model: Model, sha256: str, n_bytes: int) -> list[str]:
             f"{model.name}: the self-checks refuse it ({'; '.join(said) or 'see the check'}); "
             "`mlxroles models check` shows them"
         )
-    return [*notes, *(text for text in said if text not in model.warnings)]
+    return [*notes, *said]

@@ -4,7 +4,6 @@ Token text is drawn without mathtext (``$\frac$`` is a token, not a formula), an
 that no installed font has is written as its escape instead of a box and a warning.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -136,11 +135,6 @@ def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
     margin = max(0.02 * (max(layers) - min(layers)), 0.5) if len(layers) > 1 else 2.0
     axes.set_xlim(min(layers) - margin, max(layers) + margin)
     axes.set_xlabel("layer")
-
-
-def any_number(values: Sequence[float]) -> bool:
-    """Whether there is anything to draw."""
-    return any(not math.isnan(value) for value in values)
 
 
 def save(figure: Figure, png: Path, vector: Path) -> None:

@@ -83,7 +83,7 @@ def render(
         raise PromptError(f"prompt '{safe_text(prompt.id)}' holds token ids, which have no text")
     messages = _opened(prompt, tools)
     if raw and tools == "schemas":
-        raise PromptError("tool schemas need a chat template, and --raw uses none")
+        raise PromptError("tool schemas need a chat template, and raw paragraphs use none")
     if raw:
         return _paragraphs(messages if system is None else _with_system(messages, system))
     template = _template(prompt, tokenizer)
@@ -215,8 +215,8 @@ def _template(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[..., Any]
         has_template = getattr(tokenizer, "chat_template", None) is not None
     if not has_template:
         raise PromptError(
-            f"{named} this tokenizer has no chat template; use the instruct model's tokenizer, "
-            "or --raw to write it as plain paragraphs"
+            f"{named} this tokenizer has no chat template; name another prompt with --prompt (a "
+            "text needs none), or a model whose tokenizer has one"
         )
     return tokenizer.apply_chat_template
 

@@ -78,7 +78,8 @@ def load_ids(path: str | Path) -> list[Prompt]:
     except (ValueError, tokenize.TokenError) as error:
         raise PromptError(
             f"{named} is not an undamaged .npy file of numbers (pickled objects and archives are "
-            "refused); write it with numpy.save"
+            "refused); write it with numpy.save, prompts of different lengths to a file each, "
+            "as several --prompt FILE.npy"
         ) from error
     if array.dtype.kind not in "iu":
         raise PromptError(f"{named} holds {array.dtype}, not integers; token ids are needed")

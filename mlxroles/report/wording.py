@@ -76,6 +76,8 @@ def _direction(doc: Mapping[str, Any], found: Finding) -> str:
         text = f"{start} {how}: the most is {share} at {place}"
     else:
         text = f"{start} first {verb} half of {goal} at {place} of {_tested(doc)} ({share})"
+        if layer == documents.layers(doc)[0] > 0:
+            text += ", with no earlier layer tested"
         if found.unmeasured and found.unmeasured[0] < layer:
             text += ", though an earlier layer has no number"
     return f"{text}{_controls(doc, found)}{_edge(doc, found)}"

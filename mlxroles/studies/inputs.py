@@ -56,9 +56,9 @@ def encoded(
     """
     if not prompts:
         raise PromptError("there is no prompt to run; give at least one")
-    whole = how.get("system")
-    if whole is not None:
-        check_text(whole, "the system message")
+    system = how.get("system")
+    if system is not None:
+        check_text(system, "the system message")
     needs_tokenizer = len(subject.sides) > 1 or any(prompt.ids is None for prompt in prompts)
     tokenizer = subject.tokenizer if needs_tokenizer else None
     found = []

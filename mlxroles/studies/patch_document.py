@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxroles import probes, stats
+from mlxroles import documents, probes, stats
 from mlxroles.documents import DIRECTIONS, donor, recipient
 from mlxroles.errors import IntegrityError
 from mlxroles.studies.patch import PatchGrid
@@ -84,7 +84,7 @@ def summary(doc: Values) -> dict[str, Any]:
         cells = by_direction.get(direction)
         if not cells:
             return None
-        return {layer: _number(c.get(name)) for layer, c in sorted(cells.items())}
+        return {layer: documents.number(c, name) for layer, c in sorted(cells.items())}
 
     study = probes.study_summary(
         instruct_to_base=column("instruct_to_base", "effect"),
@@ -115,16 +115,12 @@ def summary(doc: Values) -> dict[str, Any]:
 
 def _largest_control(doc: Values, direction: str) -> float | None:
     found = [
-        _number(cell.get("recovery"))
+        documents.number(cell, "recovery")
         for control in doc["controls"].values()
         for cell in control[direction].values()
     ]
     known = [value for value in found if not math.isnan(value)]
     return max(known, default=None)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 class _Summed:
@@ -240,7 +236,7 @@ def _mean_top(lists: Sequence[Sequence[Values]], count: int) -> list[dict[str, A
 
 def _strongest(parts: Mapping[str, Values]) -> dict[str, Any]:
     """The head or position with the largest recovery: it stands for the layer in tables."""
-    known = {k: _number(v.get("recovery")) for k, v in parts.items()}
+    known = {k: documents.number(v, "recovery") for k, v in parts.items()}
     known = {k: v for k, v in known.items() if not math.isnan(v)}
     best = max(known, key=lambda k: abs(known[k])) if known else next(iter(parts))
     return {**parts[best], "strongest": int(best)}

@@ -12,7 +12,7 @@ from mlxroles.plan import run_id
 from mlxroles.plots import patch_figures
 from mlxroles.prompts import Prompt, digest, token_texts
 from mlxroles.runner import run
-from mlxroles.store.files import write_atomic
+from mlxroles.store.files import plain_errors, write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
 from mlxroles.studies.inputs import encoded, targets_for, with_others
@@ -182,11 +182,13 @@ class PatchSweep:
             seed=self.options.seed,
             about=about,
         )
-        if any(doc[d] for d in ("instruct_to_base", "base_to_instruct")):
+        if any(doc[d] for d in DIRECTIONS):
             doc["summary"]["sentence"] = report.sentence(doc)
-            doc["figures"] = patch_figures(doc, folder.path / "figures")
-            picture = folder.path / "figures" / "dashboard.svg"
-            svg(doc, picture, title=self.title)
+            figures = folder.path / "figures"
+            picture = figures / "dashboard.svg"
+            with plain_errors(figures):
+                doc["figures"] = patch_figures(doc, figures)
+                svg(doc, picture, title=self.title)
             doc["figures"]["dashboard_svg"] = str(picture)
             page = report.html(doc, doc["figures"])
             write_atomic(folder.path / "report.html", page.encode())

@@ -29,7 +29,6 @@ HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 SHAPE = {"layers": LAYER_KEYS, "d_model": WIDTH_KEYS, "vocabulary": ("vocab_size",)}
 """Sizes that two models of a pair must share, and the config's names for them."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,8 +91,6 @@ class Side:
     @cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer, or None where it has none."""
-        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
-            return None
         return load_tokenizer(self.folder)
 
     @cached_property
