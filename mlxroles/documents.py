@@ -20,8 +20,11 @@ MARKED_EFFECT = 0.01
 HALF = 0.5
 """The share of the gap between the baselines that counts as recovered."""
 
-SMALL_GAP = 0.1
+SMALL_GAP = 1.0
 """Baselines closer than this (log-odds, nats) leave nothing that could be recovered."""
+
+SMALL_LEVEL = 0.01
+"""Where neither unpatched model gives the string this probability there is no decision for it."""
 
 Values = Mapping[str, Any]
 _Key = TypeVar("_Key")
@@ -110,6 +113,8 @@ class Finding:
     """``instruct_to_base`` or ``base_to_instruct``."""
     gap: float
     """Log-odds of the donor's baseline less those of the recipient's, in nats."""
+    level: float
+    """The larger of the baselines' probabilities of the string's first token."""
     peak_layer: int | None
     """The layer with the largest absolute effect on the probability; the first on ties."""
     best_layer: int | None
@@ -125,8 +130,8 @@ class Finding:
 
     @property
     def nothing_to_recover(self) -> bool:
-        """Whether the baselines are so near each other that recovery has no meaning."""
-        return not abs(self.gap) >= SMALL_GAP
+        """Whether the baselines are too near each other, or too small, for a recovery."""
+        return not (abs(self.gap) >= SMALL_GAP and self.level >= SMALL_LEVEL)
 
     @property
     def deciding_layer(self) -> int | None:
@@ -158,6 +163,10 @@ def finding(doc: Values, direction: str) -> Finding:
         direction,
         gap=number(baseline(doc, donor(direction)), "log_odds")
         - number(baseline(doc, recipient(direction)), "log_odds"),
+        level=max(
+            (number(baseline(doc, model), "p_first_token") for model in ("base", "instruct")),
+            key=lambda level: -1.0 if math.isnan(level) else level,
+        ),
         peak_layer=_largest(effect),
         best_layer=best,
         half_layer=half,

@@ -235,8 +235,6 @@ def test_later_marks_cover_earlier_ones_and_nan_marks_nothing():
 PLAIN = """\
 Tiny (6 layers) · notepad0 · resid_post: 10 cells, 2 stored earlier in results/patch/0123abcd
 loading base
-[ 1/10]  baseline/instruct  P 0.930  stored earlier
-[ 2/10]  baseline/base  P 0.004  stored earlier
 [ 3/10]  instruct_to_base/resid_post/L00/all  P 0.004 (+1e-04)  1,248 tokens/s  ETA 1.8 s
 [ 4/10]  instruct_to_base/resid_post/L01/all  P 0.429 (+0.425)  1,248 tokens/s  ETA 1.5 s
 [ 5/10]  base_to_instruct/resid_post/L00/all  P 0.928 (-0.002)  1,248 tokens/s  ETA 1.2 s

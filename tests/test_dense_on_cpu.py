@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxroles.backend import mx, nn
 from mlxroles.models import dense_on_cpu
-from mlxroles.models.dense_on_cpu import DenseOnCPU, speed_up
+from mlxroles.models.dense_on_cpu import DenseOnCPU, speed_up, widen_experts
 
 
 def quantised(bits: int, dtype: mx.Dtype, *, bias: bool) -> nn.QuantizedLinear:
@@ -66,3 +67,31 @@ def test_only_large_models_with_slow_layers_are_changed(monkeypatch):
     assert speed_up(model, dense_on_cpu.LARGE) == 1
     assert type(model.slow) is DenseOnCPU
     assert type(model.fast) is nn.QuantizedLinear
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bf16", "f16"])
+def test_experts_in_half_precision_give_their_float32_products(monkeypatch, dtype):
+    monkeypatch.setattr(dense_on_cpu, "on_gpu", lambda: False)
+    mx.random.seed(3)
+    experts = SwitchLinear(32, 16, 4, bias=True)
+    experts.bias = mx.random.normal((4, 16))
+    experts.set_dtype(dtype)
+    x = mx.random.normal((1, 5, 1, 1, 32)).astype(dtype)
+    chosen = mx.array([[[0, 3], [1, 1], [2, 0], [3, 2], [0, 1]]])
+    plain = SwitchLinear(32, 16, 4, bias=True)
+    plain.update({"weight": experts["weight"], "bias": experts["bias"]})
+    plain.set_dtype(mx.float32)
+    want = plain(x.astype(mx.float32), chosen)
+    assert widen_experts(experts) == 1
+    assert widen_experts(experts) == 0
+    got = experts(x, chosen)
+    assert got.dtype == dtype
+    assert mx.array_equal(got, want.astype(dtype))
+
+
+def test_experts_in_float32_and_on_a_gpu_stay(monkeypatch):
+    experts = SwitchLinear(32, 16, 4)
+    assert widen_experts(experts) == 0
+    experts.set_dtype(mx.bfloat16)
+    monkeypatch.setattr(dense_on_cpu, "on_gpu", lambda: True)
+    assert widen_experts(experts) == 0

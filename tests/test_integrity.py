@@ -368,3 +368,12 @@ def test_hashes_cover_everything_that_changes_numbers(tmp_path):
         "tokenizer.json",
     ]
     assert integrity.combined(["a", "b"]) != integrity.combined(["b", "a"])
+
+
+def test_the_code_that_a_folder_brings_is_part_of_what_identifies_it(tmp_path):
+    folder = save(tmp_path / "m")
+    (folder / "modeling.py").write_text("a = 1")
+    before = integrity.hashes(folder)
+    assert "modeling.py" in before
+    (folder / "modeling.py").write_text("a = 22")
+    assert integrity.hashes(folder) != before

@@ -176,6 +176,15 @@ def test_weights_decide_about_tying_when_the_config_is_silent():
     assert understand(llama(tie_word_embeddings=True), {"lm_head.weight"}).warnings
 
 
+def test_a_wrapper_takes_the_vocabulary_of_its_language_model():
+    text = {"model_type": "gemma3_text", "vocab_size": 512, "num_hidden_layers": 2}
+    config = {"model_type": "gemma3", "text_config": text}
+    assert understand(config).overrides["vocab_size"] == 512
+    assert "vocab_size" not in understand(config | {"vocab_size": 512}).overrides
+    usual = config | {"text_config": text | {"vocab_size": 262208}}
+    assert "vocab_size" not in understand(usual).overrides
+
+
 def test_a_multimodal_config_is_repaired_where_its_language_model_reads():
     text = llama(rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     config = {"model_type": "mistral3", "text_config": text, "vision_config": {"x": 1}}

@@ -120,6 +120,7 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
 
 def _run(sweep: Any, given: dict[str, Any]) -> int:
     from rich.console import Console
+    from rich.text import Text
 
     from mlxroles.backend import memory
     from mlxroles.dashboard import final_table, watch
@@ -139,6 +140,7 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
         print_json(doc)
     else:
         show(final_table(doc), plain=given["plain"])
-        click.echo(doc["summary"].get("sentence", "No layer was finished yet."))
+        sentence = doc["summary"].get("sentence", "No layer was finished yet.")
+        show(Text(sentence), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
     return exit_status(finished, given)

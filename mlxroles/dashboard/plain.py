@@ -47,7 +47,7 @@ class PlainLines:
             case CellFailed(cell, error):
                 return f"failed {safe_text(cell.id)}: {safe_text(error)}"
             case CellDone():
-                return self._cell_line(event)
+                return "" if event.restored else self._cell_line(event)
             case RunFinished(done, failed, seconds, interrupted):
                 state = f"interrupted by {safe_text(interrupted)}" if interrupted else "finished"
                 trouble = f", {failed} failed" if failed else ""
@@ -75,10 +75,8 @@ class PlainLines:
         if not math.isnan(value) or progress.value in event.values:
             shown = format_number(value, missing="nan")
             facts.append(f"P {shown}{self._effect(event.cell.coords, value)}")
-        if event.restored:
-            facts.append("stored earlier")
         speed = progress.tokens_per_second
-        if speed is not None and not event.restored:
+        if speed is not None:
             facts.append(f"{speed:,.0f} tokens/s")
         remaining = progress.remaining_seconds
         if remaining:

@@ -86,7 +86,8 @@ def _layer_table(doc: Mapping[str, Any], direction: str) -> Table:
     if has_controls:
         table.add_column("ctrl", justify="right", no_wrap=True)
     for layer, values in documents.cells(doc, direction).items():
-        marks = _PEAK * (layer == found.peak_layer) + _HALF * (layer == found.half_layer)
+        is_half = layer == found.half_layer and not found.nothing_to_recover
+        marks = _PEAK * (layer == found.peak_layer) + _HALF * is_half
         cells: list[RenderableType] = [f"{marks} {layer}".strip(), *_numbers(values)]
         if has_controls:
             cells.append(_control(doc, direction, layer))

@@ -7,7 +7,7 @@ from mlxroles.backend import mx, nn
 from mlxroles.errors import ModelError
 from mlxroles.models import integrity
 from mlxroles.models.config import model_classes, understand
-from mlxroles.models.dense_on_cpu import speed_up
+from mlxroles.models.dense_on_cpu import speed_up, widen_experts
 from mlxroles.models.model import Model
 from mlxroles.pairs import resolve
 from mlxroles.snapshots import read_config, weight_files
@@ -54,6 +54,8 @@ def load(
     warnings, repairs = list(understanding.warnings), list(understanding.repairs)
     if count := speed_up(module, sum(file.stat().st_size for file in weight_files(folder))):
         repairs.append(f"{count} quantised matrices are multiplied in float32, as this is a CPU")
+    if count := widen_experts(module):
+        repairs.append(f"{count} expert matrices are multiplied in float32, as this is a CPU")
     longest, reason = understanding.ignored_window, ""
     if longest is not None:
         reason = next(limit.reason for limit in understanding.limits if limit.tokens == longest)

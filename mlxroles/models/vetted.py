@@ -1,7 +1,8 @@
 """The self-checks of ``check`` before a study begins, once per model, device and versions.
 
 A model whose architecture is not causal, or whose hooks move a logit, would give numbers that look
-like any others. The verdict is remembered under the hash of the model's files.
+like any others. The verdict is remembered under the hash of the model's files; a refusal is
+not, since its cause may be the machine's state.
 """
 
 from mlxroles import cache
@@ -38,7 +39,8 @@ def vet(model: Model, sha256: str, n_bytes: int) -> list[str]:
         # the warnings of this loading are not those of the next
         found_out = [text for text in report.notes if text not in model.warnings]
         kept = {"verdict": report.verdict, "notes": found_out}
-        cache.remember("checks", key, kept)
+        if report.verdict != "refused":
+            cache.remember("checks", key, kept)
     # what a site lacks is said when the site is asked for
     said = [text for text in kept["notes"] if not text.startswith("no ")]
     if kept["verdict"] == "refused":

@@ -50,9 +50,15 @@ def _nothing(doc: Mapping[str, Any]) -> str:
     levels = [documents.number(documents.baseline(doc, model), "log_odds") for model in _MODELS]
     if any(level != level for level in levels):  # NaN
         return "Recovery is undefined: a baseline has no number."
+    shown = f"log-odds {levels[0]:+.2f} and {levels[1]:+.2f} nats"
+    if abs(levels[1] - levels[0]) >= documents.SMALL_GAP:
+        return (
+            f"There is no decision to trace: unpatched, neither base nor instruct gives "
+            f"{headline(doc)} a probability of {documents.SMALL_LEVEL} ({shown})."
+        )
     return (
         f"There is nothing to recover: unpatched, base and instruct already agree on "
-        f"{headline(doc)} (log-odds {levels[0]:+.2f} and {levels[1]:+.2f} nats)."
+        f"{headline(doc)} ({shown})."
     )
 
 
@@ -67,7 +73,7 @@ def _direction(doc: Mapping[str, Any], found: Finding) -> str:
     if layer is None:
         return _parts(doc, found, start)
     share = _share(doc, found.direction, layer)
-    place = where.format(layer)
+    place = where.format(layer) + _part(doc, found.direction, layer)
     goal = "the tool decision" if "tool" in headline(doc) else f"the decision for {headline(doc)}"
     verb = "restores" if found.gap > 0 else "removes"
     if found.half_layer is None:
@@ -81,6 +87,14 @@ def _direction(doc: Mapping[str, Any], found: Finding) -> str:
         if found.unmeasured and found.unmeasured[0] < layer:
             text += ", though an earlier layer has no number"
     return f"{text}{_controls(doc, found)}{_edge(doc, found)}"
+
+
+def _part(doc: Mapping[str, Any], direction: str, layer: int) -> str:
+    """Which head or position stands for the layer, where each was patched alone."""
+    values = documents.cells(doc, direction)[layer]
+    if values.get("strongest") is None:
+        return ""
+    return f", {'head' if values.get('by_head') else 'position'} {values['strongest']}"
 
 
 def _edge(doc: Mapping[str, Any], found: Finding) -> str:

@@ -108,6 +108,18 @@ def other_tokens(
     return other
 
 
+def several_tokens(targets: Targets) -> list[str]:
+    """A line of warning where the headline string is no single token of this vocabulary."""
+    count = len(targets.head.chain)
+    if count < 2:
+        return []
+    return [
+        f"{safe_text(targets.headline, limit=40)} is {count} tokens here: the study's "
+        "tool_call_prob is the largest of them, wherever it belongs; R is about the first token, "
+        "and p_chain is the probability of the whole string"
+    ]
+
+
 def targets_for(
     subject: Subject,
     prompts: Sequence[Prompt],

@@ -156,6 +156,7 @@ class _Summed:
         found: dict[str, Any] = {}
         for part in parts:
             for layer, cell in self._layers(direction, control, part).items():
+                cell["increment"] = None  # a head or position has none below it to compare with
                 found.setdefault(layer, {axis: {}})[axis][str(part)] = cell
         return {layer: _strongest(found[layer][axis]) | found[layer] for layer in found}
 

@@ -15,7 +15,7 @@ from mlxroles.runner import run
 from mlxroles.store.files import plain_errors, write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
-from mlxroles.studies.inputs import encoded, targets_for, with_others
+from mlxroles.studies.inputs import encoded, several_tokens, targets_for, with_others
 from mlxroles.studies.patch import (
     CONTROLS,
     DIRECTIONS,
@@ -64,6 +64,7 @@ class PatchSweep:
         self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
         if options.site == "z":
             subject.check_same("heads", HEAD_KEYS)
+        subject.notes += several_tokens(self.targets)
         rows = encoded(subject, prompts, note=subject.notes.append)
         if "other_prompt" in options.controls:
             rows = with_others(subject, rows, seed=options.seed)
