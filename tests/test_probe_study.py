@@ -156,3 +156,12 @@ def test_a_prompt_without_numbers_fails_alone(models, tmp_path, monkeypatch):
     assert [f["cell"] for f in doc["failed_cells"]] == ["model/p001/variant=default"]
     doc = stories.run(study, tmp_path / "run")
     assert [r["prompt"] for r in doc["rows"]] == list("abcd")
+
+
+def test_a_later_run_keeps_what_was_said_when_the_model_was_loaded(models, tmp_path):
+    prompts = [Prompt("a", ids=(1, 5))]
+    for said in (["the config was repaired"], []):
+        subject = Subject.of_model(str(models / "stories260K"), notes=list(said))
+        study = Probe(subject, prompts, variants(no_tools=False, system=None), token_ids=(TOOL,))
+        doc = stories.run(study, tmp_path / "run")
+        assert doc["notes"] == ["the config was repaired"]

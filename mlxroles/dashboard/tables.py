@@ -30,10 +30,11 @@ def final_table(doc: Mapping[str, Any]) -> RenderableType:
         tables.append(
             _layer_table(doc, direction) if axis is None else _part_table(doc, direction, axis)
         )
-    legend = (
-        f"{_PEAK} largest effect   {_HALF} first recovery of at least half   *** |effect| > .01"
-    )
-    if documents.controls(doc):
+    legend = "*** |effect| > .01"
+    has_layers = all(_part_axis(doc, d) is None for d in documents.directions(doc))
+    if has_layers:
+        legend = f"{_PEAK} largest effect   {_HALF} first recovery of at least half   {legend}"
+    if has_layers and documents.controls(doc):
         names = " or ".join(documents.controls(doc)).replace("_", " ")
         legend += f"\nctrl: recovery of the control that recovers most ({safe_text(names)})"
     return Group(Columns(tables, padding=(0, 2)), Text(legend, style="dim"))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxroles import documents
+
 
 def patch_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Writes the figures of a patch document into the folder; the same document, the same bytes.
@@ -24,11 +26,18 @@ def patch_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
     from mlxroles.plots.tokens import top_tokens
 
     folder.mkdir(parents=True, exist_ok=True)
+    has_parts = any(
+        True
+        for direction in documents.directions(doc)
+        for axis in ("by_head", "by_position")
+        for _ in documents.parts(doc, direction, axis)
+    )
     paths: dict[str, str] = {}
     with style():
         drawn = {
             "effects": effects(doc),
-            "recovery": recovery(doc),
+            # over heads or positions the heat map shows it, part by part
+            "recovery": None if has_parts else recovery(doc),
             "top_tokens": top_tokens(doc),
             "heads": parts(doc, "by_head"),
             "positions": parts(doc, "by_position"),

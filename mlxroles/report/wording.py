@@ -73,15 +73,15 @@ def _direction(doc: Mapping[str, Any], found: Finding) -> str:
     if layer is None:
         return _parts(doc, found, start)
     share = _share(doc, found.direction, layer)
-    place = where.format(layer) + _part(doc, found.direction, layer)
+    place, part = where.format(layer), _part(doc, found.direction, layer)
     goal = "the tool decision" if "tool" in headline(doc) else f"the decision for {headline(doc)}"
     verb = "restores" if found.gap > 0 else "removes"
     if found.half_layer is None:
         how = f"{verb} less than half of {goal} so far" if found.unmeasured else ""
         how = how or f"never {verb} half of {goal}"
-        text = f"{start} {how}: the most is {share} at {place}"
+        text = f"{start} {how}: the most is {share} at {place}{part}"
     else:
-        text = f"{start} first {verb} half of {goal} at {place} of {_tested(doc)} ({share})"
+        text = f"{start} first {verb} half of {goal} at {place} of {_tested(doc)}{part} ({share})"
         if layer == documents.layers(doc)[0] > 0:
             text += ", with no earlier layer tested"
         if found.unmeasured and found.unmeasured[0] < layer:

@@ -25,7 +25,7 @@ from mlxroles.studies.patch import (
 )
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import SUMMARY, RunPlace, computed_by, notes_of
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads
 from mlxroles.versions import now, versions
 
@@ -173,7 +173,7 @@ class PatchSweep:
             "versions": versions(),
             "interrupted": finished.interrupted,
             "failed_cells": failed,
-            "notes": list(self.subject.notes),
+            "notes": notes_of(folder, self.subject.notes),
         }
         doc = document(
             self.grid,
@@ -194,7 +194,7 @@ class PatchSweep:
             page = report.html(doc, doc["figures"])
             write_atomic(folder.path / "report.html", page.encode())
             write_atomic(folder.path / "summary.md", report.markdown(doc).encode())
-        folder.write_json("summary.json", doc)
+        folder.write_json(SUMMARY, doc)
         coords, rows = packed(self.grid, records)
         pack(folder, outputs(), coords, records=rows)
         return doc

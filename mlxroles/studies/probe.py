@@ -22,7 +22,7 @@ from mlxroles.prompts import Prompt, token_texts
 from mlxroles.runner import Result, run
 from mlxroles.store.folder import RunFolder
 from mlxroles.studies.inputs import Encoded, encoded, targets_for
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import SUMMARY, RunPlace, computed_by, notes_of
 from mlxroles.studies.subject import Subject
 from mlxroles.text import safe_text
 from mlxroles.versions import now, versions
@@ -143,7 +143,7 @@ class Probe:
             title, notes = f"probe {self.subject.display}", self.subject.notes
             finished = run(self, self.cells, folder, emit, title=title, notes=notes)
             doc = self._document(folder, finished)
-            folder.write_json("summary.json", doc)
+            folder.write_json(SUMMARY, doc)
         return doc, finished
 
     def plan(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Probe:
             "means": self._means(rows),
             "interrupted": finished.interrupted,
             "failed_cells": failed,
-            "notes": list(self.subject.notes),
+            "notes": notes_of(folder, self.subject.notes),
             "timestamp": now(),
             "versions": versions(),
         }
