@@ -82,6 +82,7 @@ def _panel(axes: Axes, grid: np.ndarray, norm: TwoSlopeNorm) -> AxesImage:
             [column],
             [row],
             marker="s",
+            clip_on=False,  # the last position is at the edge
             markersize=9,
             markerfacecolor="none",
             markeredgecolor=canvas.INK,
