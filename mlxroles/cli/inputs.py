@@ -25,8 +25,8 @@ def prompt_options(command: Command) -> Command:
         "prompts",
         multiple=True,
         metavar="TEXT|FILE|NAME",
-        help="A text, a file (.txt .json .toml .csv: a prompt, a conversation or a set) or a "
-        "packaged name such as notepad. May be given several times.",
+        help="A text, a file (.txt .json .toml .csv: a prompt, a conversation or a set; .npy: ids) "
+        "or a packaged name such as notepad. May be given several times.",
     )(command)
 
 
