@@ -50,17 +50,21 @@ def measured_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Adds what concerns loading: residency, windows, remote code."""
+    """Adds what concerns loading any model: windows, remote code."""
     command = click.option(
         "--trust-remote-code",
         is_flag=True,
         help="Run Python code that a model folder brings along.",
     )(command)
-    command = click.option(
+    return click.option(
         "--allow-window-mismatch",
         is_flag=True,
         help="Go on with a prompt longer than a sliding window that mlx_lm ignores.",
     )(command)
+
+
+def two_model_options(command: Command) -> Command:
+    """Adds what only a pair needs: residency, and whose chat template is used."""
     command = click.option(
         "--template",
         type=click.Choice(["same", "instruct"]),
@@ -74,9 +78,10 @@ def model_options(command: Command) -> Command:
 
 
 def loading(given: dict[str, Any]) -> dict[str, Any]:
-    """What ``model_options`` said, as keywords for ``Subject``."""
+    """What the options on loading said, as keywords for ``Subject``."""
     options = {name: given[name] for name in ("allow_window_mismatch", "trust_remote_code")}
-    return {"options": options} | ({"template": given["template"]} if given["template"] else {})
+    template = given.get("template")
+    return {"options": options} | ({"template": template} if template else {})
 
 
 def chosen_prompts(given: dict[str, Any]) -> list[Any]:

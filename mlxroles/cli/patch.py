@@ -10,6 +10,7 @@ from mlxroles.cli.inputs import (
     measured_options,
     model_options,
     prompt_options,
+    two_model_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import print_json
@@ -54,6 +55,7 @@ from mlxroles.cli.results import drift_option, exit_status, place, show, show_fi
     show_default=True,
     help="donor-head: read the patched stream with the donor's norm and head too.",
 )
+@two_model_options
 @model_options
 @drift_option
 @run_options

@@ -10,6 +10,7 @@ from mlxroles.cli.inputs import (
     measured_options,
     model_options,
     prompt_options,
+    two_model_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import print_json
@@ -24,6 +25,7 @@ from mlxroles.text import format_bytes
 @measured_options
 @click.option("--no-tools", is_flag=True, help="Also ask without the tools that the prompt offers.")
 @click.option("--system", metavar="TEXT", help="Also ask under this system message.")
+@two_model_options
 @model_options
 @drift_option
 @run_options

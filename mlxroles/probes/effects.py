@@ -9,10 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mlxroles.documents import HALF
 from mlxroles.errors import SpecError
-
-HALF = 0.5
-"""The share of the difference between the models that counts as recovered."""
 
 MIN_GAP = 1e-6
 """Models that differ by less leave nothing to recover."""

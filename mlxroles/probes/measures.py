@@ -50,7 +50,8 @@ def measure_rows(
     None where it has several tokens and ``chains`` does not say), ``p_union`` (sum of P over the
     ids it may begin with), ``log_odds`` = ln P[first] - ln(1 - P[first]), ``log_prob``,
     ``logit_diff`` (first less the best token that is none of those ids), ``rank`` (number of
-    tokens with a larger logit, 0 = top), ``entropy`` in nats, ``top5`` and ``strings``.
+    tokens with a larger logit, 0 = top), ``entropy`` in nats, ``entropy_study`` (with the study's
+    1e-10 in the logarithm, 4 decimals), ``top5`` and ``strings``.
 
     Args:
         logits: one row per cell, finite.
@@ -144,6 +145,7 @@ def _measure_block(
         "logit_diff": rows[:, head.first]
         - _without(rows, head.variants).max(axis=1, initial=-np.inf),
         "entropy": np.maximum(-np.einsum("cv,cv->c", probs, log_probs), 0.0),
+        "entropy_study": np.round(-(probs * np.log(probs + _STUDY_EPSILON)).sum(axis=1), 4),
         "_normaliser": normaliser,
     }
     ranks = np.count_nonzero(rows > rows[:, head.first, None], axis=1)
