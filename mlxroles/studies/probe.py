@@ -21,7 +21,7 @@ from mlxroles.probes import Targets
 from mlxroles.prompts import Prompt, token_texts
 from mlxroles.runner import Result, run
 from mlxroles.store.folder import RunFolder
-from mlxroles.studies.inputs import Encoded, encoded, targets_for
+from mlxroles.studies.inputs import Encoded, encoded, several_tokens, targets_for
 from mlxroles.studies.place import SUMMARY, RunPlace, computed_by, notes_of
 from mlxroles.studies.subject import Subject
 from mlxroles.text import safe_text
@@ -75,6 +75,7 @@ class Probe:
     ) -> None:
         self.subject, self.seed = subject, seed
         self.targets = targets_for(subject, prompts, strings, token_ids)
+        subject.notes += several_tokens(self.targets)
         for prompt in prompts:
             if "no-tools" in how and prompt.plain_text is None:
                 raise PromptError(
