@@ -8,7 +8,7 @@ move into a process of its own.
 
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -67,8 +67,8 @@ class Study(Protocol):
         """Pending cells in computing order; also asked for a single cell that failed."""
         ...
 
-    def prepare(self, batches: Sequence[Any]) -> None:
-        """Computes what the batches of one group share."""
+    def prepare(self, batches: Sequence[Any]) -> Iterator[None]:
+        """Computes what the batches of one group share; yields where a signal may end the run."""
         ...
 
     def compute(self, batch: Any) -> Iterable[Result]:
@@ -180,17 +180,19 @@ class _Job:
         """Computes the batches group by group until they are done or a signal is noted."""
         group: int | None = None
         for batch in batches:
-            if noted.name is not None:
-                return
             if batch.group != group:
                 group = batch.group
                 self.emit(Stage("preparing"))
-                self._prepare([b for b in batches if b.group == group])
+                self._prepare([b for b in batches if b.group == group], noted)
+            if noted.name is not None:
+                return
             self._batch(batch, attempt=1)
 
-    def _prepare(self, batches: Sequence[BatchLike]) -> None:
+    def _prepare(self, batches: Sequence[BatchLike], noted: _Signals) -> None:
         try:
-            self.study.prepare(batches)
+            for _ in self.study.prepare(batches):
+                if noted.name is not None:
+                    return
         except (RuntimeError, MemoryError, OSError) as error:
             raise StoreError(
                 f"stopped before the next cells could begin ({_cause(error)}); what is stored "

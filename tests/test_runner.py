@@ -1,5 +1,6 @@
 """The runner with studies that compute nothing: what is stored, what fails, what stops a run."""
 
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -31,6 +32,7 @@ class Numbers:
 
     def prepare(self, batches):
         self.prepared.append([cell.id for batch in batches for cell in batch.cells])
+        yield
 
     def compute(self, batch):
         for cell in batch.cells:
@@ -99,6 +101,7 @@ def test_what_cannot_be_prepared_stops_with_one_line(tmp_path, error):
     def broken(batches):
         if batches[0].group == 1:
             raise error
+        yield
 
     study.prepare = broken
     with pytest.raises(StoreError, match="the same command goes on") as caught:
@@ -148,3 +151,22 @@ def test_a_second_signal_stops_at_once(tmp_path):
     study.compute = signalled
     finished, _, _ = go(study, tmp_path / "r")
     assert (finished.interrupted, finished.done) == ("SIGINT", 4)
+
+
+def test_a_signal_while_preparing_is_answered_at_the_next_step(tmp_path):
+    study = Numbers()
+    steps = []
+
+    def slow(batches):
+        for step in range(5):
+            if step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            steps.append(step)
+            yield
+
+    study.prepare = slow
+    finished, *_ = go(study, tmp_path / "r")
+    assert finished.interrupted == "SIGTERM"
+    assert steps == [0, 1, 2]
+    assert study.computed == []
+    assert go(Numbers(), tmp_path / "r")[0].done == 12

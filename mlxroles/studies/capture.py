@@ -143,9 +143,10 @@ class Capture:
         ids = {cell.id for cell in pending}
         return [batch for batch in self._all_batches() if batch.cells[0].id in ids]
 
-    def prepare(self, batches: Sequence[_Batch]) -> None:
+    def prepare(self, batches: Sequence[_Batch]) -> Iterator[None]:
         """Loads the model and checks every prompt before the first is run."""
         self.model.check_tokens([self.prompts[n].ids for b in batches for n in b.prompts])
+        yield
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
         """Runs a batch: one array per site and layer [prompt, ...]."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlxroles import documents
 from mlxroles.errors import SpecError
 from mlxroles.events import Cell
 from mlxroles.plan import LayerRange, cell_id, parse_layers, parse_positions
@@ -19,7 +20,8 @@ from mlxroles.text import safe_text
 
 SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
 CONTROLS = ("other_prompt", "random")
-DIRECTIONS = ("base_to_instruct", "instruct_to_base")
+DIRECTIONS = documents.DIRECTIONS[::-1]
+"""In computing order: the clean runs end with the instruct model in memory, the first recipient."""
 SIDES = ("base", "instruct")
 
 

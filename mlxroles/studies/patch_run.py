@@ -110,7 +110,7 @@ class PatchWork:
 
     # --- states -------------------------------------------------------------------------------
 
-    def prepare(self, batches: Sequence[Batch]) -> None:
+    def prepare(self, batches: Sequence[Batch]) -> Iterator[None]:
         """Runs the clean runs that a group of batches needs, one model after the other."""
         self._states.clear()
         wanted = sorted({key for batch in batches for key in self._needs(batch.cells[0])})
@@ -121,6 +121,7 @@ class PatchWork:
                 text = "the control text" if other else self.grid.prompts[p].id
                 self.subject.on_load(f"clean run {n} of {len(wanted)}: {side} on {text}")
             self._state(side, p, other)
+            yield
 
     def _needs(self, cell: Cell) -> list[tuple[str, int, bool]]:
         """Clean runs behind a cell: (side, prompt, whether on the other text)."""

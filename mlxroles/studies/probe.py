@@ -117,9 +117,10 @@ class Probe:
         order = list(self.subject.sides)
         return [_Batch((cell,), order.index(cell.coords["model"])) for cell in pending]
 
-    def prepare(self, batches: Sequence[_Batch]) -> None:
+    def prepare(self, batches: Sequence[_Batch]) -> Iterator[None]:
         """Loads the model of a group."""
         self.subject.model(batches[0].cells[0].coords["model"])
+        yield
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
         """The measures of one prompt on one model."""
