@@ -144,8 +144,7 @@ class Capture:
         return [batch for batch in self._all_batches() if batch.cells[0].id in ids]
 
     def prepare(self, batches: Sequence[_Batch]) -> Iterator[None]:
-        """Loads the model and checks every prompt before the first is run."""
-        self.model.check_tokens([self.prompts[n].ids for b in batches for n in b.prompts])
+        """Nothing is shared between batches but the model, which is loaded by now."""
         yield
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
@@ -202,12 +201,14 @@ class Capture:
             emit(Note(f"{path} holds this capture already"))
             self._clear(place)
             return self._document(path), RunFinished(len(self.cells), 0, 0.0)
+        self.subject.on_load = lambda text: emit(Stage(text))
         self.subject.check_weights()
+        # what the model refuses is refused before anything is written
+        self.model.check_tokens([p.ids for p in self.prompts])
         token_ids = {p.id: p.ids for p in self.prompts}
         with place.open(
             self.subject, self.identity(), token_ids, run_id=self.run_id, folder=parts
         ) as folder:
-            self.subject.on_load = lambda text: emit(Stage(text))
             finished = run(self, self.cells, folder, emit, title=title, notes=self.subject.notes)
             is_whole = finished.interrupted is None and not finished.failed
             if is_whole:
