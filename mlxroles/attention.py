@@ -11,6 +11,7 @@ from mlxroles.backend import mx
 from mlxroles.taps import AttentionCall
 
 SMALLEST = mx.finfo(mx.float32).min
+TINY = 1e-37
 
 
 class Pattern(NamedTuple):
@@ -84,5 +85,52 @@ def entropy(weights: mx.array) -> mx.array:
 
     Where the model has sinks the sum runs over the real keys only, with their weights as they are.
     """
-    logs = mx.log(mx.where(weights > 0, weights, 1.0))
-    return mx.maximum(-(weights * logs).sum(axis=-1), 0.0)
+    return mx.maximum(-_terms(weights).sum(axis=-1), 0.0)
+
+
+def _terms(weights: mx.array) -> mx.array:
+    return weights * mx.log(mx.where(weights > 0, weights, 1.0))
+
+
+def summaries(weights: mx.array) -> dict[str, mx.array]:
+    """Everything of ``SUMMARIES``; one logarithm of the weights serves both entropies.
+
+    ``entropy_no_first`` is the entropy after key 0 is dropped and the rest of the row, of weight
+    s, renormalised: ln s - (sum of p ln p over the rest) / s. NaN where nothing is left, as for
+    query 0, which sees no other key.
+    """
+    terms = _terms(weights)
+    rest = weights[..., 1:].sum(axis=-1)
+    part = mx.maximum(rest, TINY)
+    no_first = mx.maximum(mx.log(part) - terms[..., 1:].sum(axis=-1) / part, 0.0)
+    return {
+        "entropy": mx.maximum(-terms.sum(axis=-1), 0.0),
+        "entropy_no_first": mx.where(rest > 0, no_first, mx.nan),
+        "first_keys": first_keys(weights),
+        "recent_keys": recent_keys(weights),
+    }
+
+
+NEAR = 3
+"""Keys at either end of what a query sees whose weights are kept one by one."""
+
+
+def first_keys(weights: mx.array) -> mx.array:
+    """Weights on keys 0, 1, 2 [batch, head, query, 3]; 0 for a key that is not there."""
+    lacking = max(0, NEAR - weights.shape[-1])
+    return mx.pad(weights[..., :NEAR], [(0, 0)] * 3 + [(0, lacking)])
+
+
+def recent_keys(weights: mx.array) -> mx.array:
+    """Weights on a query's own key and the two before it [batch, head, query, 3], own key first.
+
+    0 for a key that is not there. The last query is the last key.
+    """
+    queries, keys = weights.shape[-2:]
+    at = mx.arange(keys - queries, keys)[:, None] - mx.arange(NEAR)
+    index = mx.broadcast_to(mx.maximum(at, 0), (*weights.shape[:-1], NEAR))
+    return mx.where(at >= 0, mx.take_along_axis(weights, index, axis=-1), 0.0)
+
+
+SUMMARIES = ("entropy", "entropy_no_first", "first_keys", "recent_keys")
+"""What can be kept of a pattern without the pattern."""

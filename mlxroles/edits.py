@@ -30,6 +30,13 @@ SITES = {
 }
 """Axes of the array at each site, outermost first; ``logits`` is [batch, position, vocab]."""
 
+DERIVED = {
+    "entropy_no_first": "batch head query",
+    "first_keys": "batch head query near",
+    "recent_keys": "batch head query near",
+}
+"""Further numbers made from the pattern, which can be kept wherever ``entropy`` can."""
+
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 ATTENTION_SITES = ("q", "k", "v", "z", "pattern", "entropy")
 EDITABLE = ("resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")

@@ -47,7 +47,7 @@ class TestSources:
     @pytest.mark.parametrize("name", packaged())
     def test_every_packaged_prompt_loads_and_encodes(self, name):
         for prompt in load_prompts(name):
-            assert encode(prompt, toy(TEMPLATE), vocab_size=320).size > 10
+            assert encode(prompt, toy(TEMPLATE), vocab_size=320).size > 4
 
     def test_the_default_conversation_offers_its_tools_or_not(self):
         (prompt,) = load_prompts("notepad")
@@ -131,6 +131,42 @@ class TestFormats:
             found = load_prompts(write("a.json", json.dumps(document)))
             assert [(p.id, p.text, p.category) for p in found] == expected
 
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            (
+                "a.json",
+                '[{"ids": [1, 5], "category": "a"}, {"id": "y", "ids": [7], "category": "b"}]',
+            ),
+            ("a.json", '{"a": [[1, 5]], "b": [{"id": "y", "ids": [7]}]}'),
+            ("a.json", '{"categories": {"a": [[1, 5]], "b": [{"id": "y", "ids": [7]}]}}'),
+            (
+                "a.toml",
+                '[[prompts]]\nids=[1, 5]\ncategory="a"\n'
+                '[[prompts]]\nid="y"\nids=[7]\ncategory="b"\n',
+            ),
+        ],
+    )
+    def test_token_ids_in_place_of_texts(self, write, name, content):
+        found = load_prompts(write(name, content))
+        assert found == [
+            Prompt(id="p000", ids=(1, 5), category="a"),
+            Prompt(id="y", ids=(7,), category="b"),
+        ]
+        assert [encode(prompt, None, vocab_size=8).tolist() for prompt in found] == [[1, 5], [7]]
+
+    def test_texts_and_token_ids_in_one_set(self, write):
+        found = load_prompts(write("a.json", '{"a": ["one", [1, 2]], "b": [[3]]}'))
+        assert [(p.id, p.text, p.ids) for p in found] == [
+            ("p000", "one", None),
+            ("p001", None, (1, 2)),
+            ("p002", None, (3,)),
+        ]
+
+    def test_a_column_of_ids_is_left_alone(self, write):
+        (found,) = load_prompts(write("a.csv", "text,ids\none,1 2\n"))
+        assert found == Prompt(id="p000", text="one")
+
     def test_conversations(self, write):
         turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
         messages = (Message("user", "hi"), Message("assistant", "yes"))
@@ -180,6 +216,21 @@ class TestFormats:
             ("a.json", '[{"role": "user", "content": ["a"]}]', "must be texts"),
             ("a.json", '[{"text": "a", "messages": [{"role": "user", "content": "b"}]}]', "one of"),
             ("a.json", '{"prompts": {"a": "b"}}', "expected a list"),
+            ("a.json", '[{"ids": []}]', "has no ids"),
+            ("a.json", '{"a": [[]]}', "has no ids"),
+            ("a.json", '[{"ids": [1], "text": "a"}]', "needs one of text, messages and ids"),
+            ("a.json", '[{"ids": "1,2"}]', "prompt 0: ids is a text; expected a list"),
+            ("a.json", '[{"ids": null}]', "ids is null; expected a list"),
+            ("a.json", '[{"ids": [1, true]}]', "ids hold true or false at position 1; expected"),
+            ("a.json", '[{"ids": [1.0]}]', "ids hold 1.0 at position 0; expected whole numbers"),
+            ("a.json", '[{"ids": [NaN]}]', "ids hold nan at position 0"),
+            ("a.json", '{"a": ["x", [3, "4"]]}', "prompt 1: ids hold a text at position 1"),
+            ("a.json", '{"a": [[3, [4]]]}', "ids hold a list at position 1"),
+            ("a.json", '[{"ids": [1, -2]}]', "token id -2 at position 1 is negative"),
+            ("a.json", '[{"ids": [2147483648]}]', "is outside what 32 bits hold"),
+            ("a.json", '[{"ids": [' + "9" * 40 + "]}]", "is outside what 32 bits hold"),
+            ("a.json", "[[1, 2]]", "prompt 0 is a list; expected a text"),
+            ("a.toml", "[[prompts]]\nids=[1979-05-27]\n", "ids hold 1979-05-27 at position 0"),
             ("a.json", '{"prompts": ["a"], "strings": [""]}', "none of them empty"),
             (
                 "a.json",

@@ -23,6 +23,12 @@ from mlxroles.text import did_you_mean, safe_text
 COMMANDS = {
     "patch": "Which layers carry the difference between base and instruct.",
     "probe": "What a model is about to say: the measures alone.",
+    "entropy": "How attention spreads on prompts about the model.",
+    "compare": "What instruction tuning changed, layer by layer.",
+    "candidates": "Heads whose entropy tuning moved, beside what chance gives.",
+    "correlate": "Whether families changed in the same layers.",
+    "pipeline": "The whole role study of one or several families.",
+    "report": "Make the report of a stored run again.",
     "capture": "Write the activations of prompts to HDF5.",
     "models": "Show, check and download models.",
 }

@@ -5,7 +5,20 @@ Everything here reads events or a finished document; nothing computes or stores.
 
 from mlxroles.dashboard.picture import svg
 from mlxroles.dashboard.progress import Progress
+from mlxroles.dashboard.role_tables import candidates_table, comparison_table, correlation_table
+from mlxroles.dashboard.roles import roles_table
 from mlxroles.dashboard.tables import final_table, probe_table
 from mlxroles.dashboard.watch import Mode, watch
 
-__all__ = ["Mode", "Progress", "final_table", "probe_table", "svg", "watch"]
+__all__ = [
+    "Mode",
+    "Progress",
+    "candidates_table",
+    "comparison_table",
+    "correlation_table",
+    "final_table",
+    "probe_table",
+    "roles_table",
+    "svg",
+    "watch",
+]

@@ -7,7 +7,7 @@ from typing import Any
 from mlxroles import attention as attn
 from mlxroles.anatomy import Block, four_axes, residual_place, stream
 from mlxroles.backend import mx, nn
-from mlxroles.edits import ATTENTION_SITES, SITES, Edit, apply
+from mlxroles.edits import ATTENTION_SITES, DERIVED, SITES, Edit, apply
 from mlxroles.errors import ModelError
 from mlxroles.forward.network import Network, Start
 from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall
@@ -83,9 +83,10 @@ class Job:
                 raise ValueError(f"layer {layer} lies before the start layer {first}")
 
     def _why_not(self, site: str, layer: int) -> str:
-        if site not in SITES:
+        if site not in SITES | DERIVED:
             return f"there is no site {site!r}; the sites are {', '.join(SITES)}"
-        why = self.network.block(layer).missing.get(site) or "not part of this layer"
+        missing = self.network.block(layer).missing
+        why = missing.get(_home(site)) or "not part of this layer"
         return f"{site} cannot be captured from {self.network.architecture}: {why}"
 
     def _available(self, layer: int, *, named: bool) -> tuple[str, ...]:
@@ -93,10 +94,10 @@ class Job:
         sites = []
         block = self.network.block(layer)
         for site in self.asked.keep:
-            if site not in SITES:
+            if site not in SITES | DERIVED:
                 raise ModelError(self._why_not(site, layer))
-            absent = site in block.missing
-            gap = absent and block.kind == "none" and site in ATTENTION_SITES
+            absent = _home(site) in block.missing
+            gap = absent and block.kind == "none" and _home(site) in ATTENTION_SITES
             if absent and (named or not gap):
                 raise ModelError(self._why_not(site, layer))
             if not absent:
@@ -117,7 +118,11 @@ class Job:
     def wants_attention(self) -> bool:
         """Whether any attention site is kept or edited."""
         kept = {site for sites in self.keeps.values() for site in sites}
-        return bool((kept | {site for site, _ in self.edits}) & set(ATTENTION_SITES))
+        return bool({_home(s) for s in kept | {s for s, _ in self.edits}} & set(ATTENTION_SITES))
+
+    def _sees_weights(self, layer: int) -> bool:
+        """Whether anything made of the pattern is kept or edited at a layer."""
+        return any(self._has(site, layer) for site in ("pattern", *attn.SUMMARIES))
 
     # --- layers -------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class Job:
         if self._has("resid_mid", i):
             self._pass("resid_mid", i, h + self.mid.pop(i).astype(h.dtype))
         after = self._pass("resid_post", i, stream(out)[...])
-        if {"pattern", "entropy"} & set(self.keeps.get(i, ())):
+        if {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
             # bounds memory: the T x T matrices of one layer are gone before the next is built
             mx.eval(after, [kept[i] for kept in self.kept.values() if i in kept])
         return self._leave(i, after, out, call.kwargs)
@@ -247,7 +252,7 @@ class Job:
         edited = any((name, i) in self.edits for name in ("q", "k", "v"))
         z = call.fused(call.q, call.k, call.v) if edited else call.fused()
         self._check_form(i, call, z)
-        if self._has("pattern", i) or self._has("entropy", i):
+        if self._sees_weights(i):
             change = self._weights(i, call)
             z = z if change is None else (z.astype(mx.float32) + change).astype(z.dtype)
         if self._has("z", i):
@@ -276,25 +281,35 @@ class Job:
         """What an edited pattern adds to z, float32; None where it is only read."""
         before = attn.pattern(call).weights
         after = self._pass("pattern", i, before)
-        if self._has("entropy", i):
-            self._pass("entropy", i, attn.entropy(after))
+        self._summarise(i, after)
         if ("pattern", i) not in self.edits:
             return None
         v = attn.plain(call.v, call.cache)
         return attn.z_from(after, v) - attn.z_from(before, v)
+
+    def _summarise(self, i: int, weights: mx.array) -> None:
+        if not any(self._has(site, i) for site in attn.SUMMARIES):
+            return
+        for site, array in attn.summaries(weights).items():
+            if self._has(site, i):
+                self._pass(site, i, array)
 
     def softmax(self, frame: Frame, scores: mx.array, out: mx.array) -> mx.array:
         """Weights of a model that takes its softmax by hand, after keeps and edits."""
         i = frame.layer
         if self.network.block(i).kind != "softmax":
             return out
-        if not (self._has("pattern", i) or self._has("entropy", i)):
+        if not self._sees_weights(i):
             return out
         exact = four_axes(mx.softmax(scores.astype(mx.float32), axis=-1, precise=True))
         weights = self._pass("pattern", i, exact)
-        if self._has("entropy", i):
-            self._pass("entropy", i, attn.entropy(weights))
+        self._summarise(i, weights)
         if ("pattern", i) not in self.edits:
             return out
         changed = (weights != exact).reshape(out.shape)
         return mx.where(changed, weights.reshape(out.shape).astype(out.dtype), out)
+
+
+def _home(site: str) -> str:
+    """The site whose absence is also the absence of this one."""
+    return "entropy" if site in DERIVED else site

@@ -22,7 +22,8 @@ from mlxroles import documents
 from mlxroles.text import safe_text
 
 BLUE, ORANGE, RED, GREY, PURPLE = "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"
-"""The petroff10 palette, as far as it is used."""
+BROWN, VERMILION, OLIVE, SLATE, CYAN = "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"
+"""The petroff10 palette (Petroff 2021): told apart with every kind of colour vision."""
 
 DIRECTION_COLORS = {"instruct_to_base": BLUE, "base_to_instruct": ORANGE}
 CONTROL_COLORS = (PURPLE, "#717581", "#a96b59")
@@ -102,13 +103,21 @@ def _escape(char: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number of things: ``1 prompt``, ``2 prompts``."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches that lays itself out."""
     return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
 
 
-def dress(figure: Figure, doc: Mapping[str, Any], what: str) -> None:
-    """Adds the title (pair, what, site, prompts) and the small print (run and versions)."""
+def dress(figure: Figure, doc: Mapping[str, Any], what: str, about: str | None = None) -> None:
+    """Adds the title (pair, what, site, prompts) and the small print (run and versions).
+
+    ``about`` takes the place of the title's second line, site and prompts.
+    """
     count = documents.prompt_count(doc)
     prompts = doc.get("prompts") or [{}]
     which = f"{count} prompts" if count > 1 else f"prompt {label(prompts[0].get('id', '?'), 30)}"
@@ -116,9 +125,9 @@ def dress(figure: Figure, doc: Mapping[str, Any], what: str) -> None:
     site = label(doc.get("site") or "", 20)
     at = doc.get("positions")
     where = site if at in (None, "all", "each") else f"{site} at {label(at, 20)}"
-    figure.suptitle(
-        f"{what}: {name}\n{where}, {which}", x=0.01, ha="left", fontsize=11, linespacing=1.4
-    )
+    title = f"{what}: {name}" if name else what
+    second = f"{where}, {which}" if about is None else about
+    figure.suptitle(f"{title}\n{second}", x=0.01, ha="left", fontsize=11, linespacing=1.4)
     versions = [f"{label(k, 20)} {label(v, 20)}" for k, v in (doc.get("versions") or {}).items()]
     run = [f"run {label(doc['run_id'], 40)}"] if doc.get("run_id") else []
     figure.supxlabel(
@@ -141,4 +150,5 @@ def save(figure: Figure, png: Path, vector: Path) -> None:
     """Writes the figure as PNG and SVG without a date or version in the files."""
     FigureCanvasAgg(figure)
     figure.savefig(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # both files have the layout of the first
     figure.savefig(vector, metadata={"Date": None, "Creator": None})

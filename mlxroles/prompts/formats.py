@@ -18,10 +18,11 @@ from mlxroles.text import did_you_mean, safe_text
 
 _ABOUT = ("name", "description", "source", "license", "strings", "headline")
 _CONVERSATION = (*_ABOUT, "messages", "tools_text", "plain_text", "separator", "tools", "category")
-_ENTRY = ("id", "text", "prompt", "messages", "category")
+_ENTRY = ("id", "text", "prompt", "messages", "ids", "category")
+_COLUMNS = ("id", "text", "prompt", "messages", "category")
 _SHAPES = (
     "a conversation {messages: [{role, content}, ...]}, a list of texts, a list of {text, id, "
-    "category}, or {category: [texts]}"
+    "category}, or {category: [texts]}; {ids: [...]} in place of a text for token ids"
 )
 
 
@@ -65,7 +66,8 @@ def parse_toml(content: str, named: str, name: str) -> list[Prompt]:
 def parse_csv(content: str, named: str, name: str) -> list[Prompt]:
     """One prompt per row of the column ``text`` or ``prompt``; ``id`` and ``category`` optional.
 
-    Other columns are left alone. The name is unused: a table is always a set.
+    Other columns are left alone, so token ids need another format. The name is unused: a table is
+    always a set.
     """
     del name
     rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
@@ -84,7 +86,7 @@ def parse_csv(content: str, named: str, name: str) -> list[Prompt]:
             where = f"{named}, line {rows.line_num}"
             if None in row or None in row.values():
                 raise PromptError(f"{where}: the row does not have {len(columns)} columns")
-            entry = {key: value for key, value in row.items() if key in _ENTRY and value}
+            entry = {key: value for key, value in row.items() if key in _COLUMNS and value}
             prompts.append(_entry(entry, where, len(prompts)))
     except csv.Error as error:
         raise PromptError(f"{named}, line {rows.line_num}: {error}") from error
@@ -127,7 +129,7 @@ def _categories(
     for category, items in categories.items():
         where = f"{named}: category '{safe_text(category, limit=80)}'"
         for item in _list(items, where):
-            fields = {"text": item} if isinstance(item, str) else item
+            fields = _fields(item)
             if isinstance(fields, dict):
                 fields = {"category": category, **fields}
             prompts.append(_entry(fields, where, len(prompts), shared))
@@ -141,17 +143,28 @@ def _entries(items: Any, named: str, shared: Mapping[str, Any]) -> list[Prompt]:
     ]
 
 
+def _fields(item: Any) -> Any:
+    """The fields of an item of a category: a bare text or a bare list of token ids has one."""
+    if isinstance(item, str):
+        return {"text": item}
+    return {"ids": item} if isinstance(item, list) else item
+
+
 def _entry(fields: Any, named: str, index: int, shared: Mapping[str, Any] | None = None) -> Prompt:
     where = f"{named}: prompt {index}"
     if not isinstance(fields, dict):
-        raise PromptError(f"{where} is {_kind(fields)}; expected a text or {{text, id, category}}")
+        raise PromptError(
+            f"{where} is {_kind(fields)}; expected a text, {{text, id, category}} or {{ids, id, "
+            "category}"
+        )
     _refuse_unknown(fields, _ENTRY, where)
     if "text" in fields and "prompt" in fields:
         raise PromptError(f"{where} has both 'text' and 'prompt'; give one")
     text = _string(fields, "text", where) or _string(fields, "prompt", where)
     messages = _messages(fields["messages"], where) if "messages" in fields else None
-    if not text and messages is None:
-        raise PromptError(f"{where} is empty: it has no text and no messages")
+    ids = _ids(fields["ids"], where) if "ids" in fields else None
+    if not text and messages is None and ids is None:
+        raise PromptError(f"{where} is empty: it has no text, no messages and no ids")
     number = fields.get("id")
     if isinstance(number, int) and not isinstance(number, bool):
         fields = {**fields, "id": str(number)}
@@ -160,6 +173,7 @@ def _entry(fields: Any, named: str, index: int, shared: Mapping[str, Any] | None
         id=_string(fields, "id", where) or auto_id(index),
         text=text,
         messages=messages,
+        ids=ids,
         category=_string(fields, "category", where),
         **(shared or {}),
     )
@@ -203,6 +217,17 @@ def _messages(items: Any, where: str) -> tuple[Message, ...]:
             raise PromptError(f"{where}: role and content of message {index} must be texts")
         messages.append(Message(role, content))
     return tuple(messages)
+
+
+def _ids(items: Any, where: str) -> tuple[int, ...]:
+    for position, item in enumerate(_list(items, f"{where}: ids")):
+        if isinstance(item, bool) or not isinstance(item, int):
+            kind = _kind(item)
+            found = str(item) if kind == "a number" else kind
+            raise PromptError(
+                f"{where}: ids hold {found} at position {position}; expected whole numbers"
+            )
+    return tuple(items)
 
 
 def _made(where: str, **fields: Any) -> Prompt:

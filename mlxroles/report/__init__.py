@@ -1,7 +1,36 @@
-"""Reports of a patch document: one sentence, a short Markdown summary, a self-contained page."""
+"""Reports of a document: one sentence, a short Markdown summary, a self-contained page.
 
-from mlxroles.report.page import html
-from mlxroles.report.summary import markdown
-from mlxroles.report.wording import sentence
+What kind of report is written follows from the document's schema.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxroles.report import page, roles, summary, wording
 
 __all__ = ["html", "markdown", "sentence"]
+
+_ENTROPY = "mlxroles/entropy/"
+
+
+def html(doc: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """The whole page; ``figures`` are paths of PNG files by name, other files are left out.
+
+    Raises:
+        StoreError: a figure cannot be read.
+    """
+    return roles.html(doc, figures) if _is_entropy(doc) else page.html(doc, figures)
+
+
+def markdown(doc: Mapping[str, Any]) -> str:
+    """The finding and the tables; all text escaped."""
+    return roles.markdown(doc) if _is_entropy(doc) else summary.markdown(doc)
+
+
+def sentence(doc: Mapping[str, Any]) -> str:
+    """What the run found, in one to a few sentences."""
+    return roles.sentence(doc) if _is_entropy(doc) else wording.sentence(doc)
+
+
+def _is_entropy(doc: Mapping[str, Any]) -> bool:
+    return str(doc.get("schema")).startswith(_ENTROPY)

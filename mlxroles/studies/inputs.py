@@ -41,6 +41,7 @@ def encoded(
     prompts: Sequence[Prompt],
     *,
     note: Callable[[str], None] | None = None,
+    by_blocks: bool = False,
     **how: Any,
 ) -> tuple[Encoded, ...]:
     """The prompts as ids. A tokenizer is only read where a prompt is text or there are two models.
@@ -49,6 +50,7 @@ def encoded(
         subject: Its tokenizer, vocabulary and context.
         prompts: At least one.
         note: Told of anything unexpected, one line each.
+        by_blocks: Whether long prompts run in parts, so that their length squared does not count.
         how: Passed on to ``prompts.encode``: tools, system, raw.
 
     Raises:
@@ -65,7 +67,9 @@ def encoded(
     for prompt in prompts:
         ids = encode(prompt, tokenizer, vocab_size=subject.vocab, note=note, **how)
         row = tuple(int(i) for i in ids)
-        subject.check_length(len(row), f"prompt '{safe_text(prompt.id)}'", note)
+        subject.check_length(
+            len(row), f"prompt '{safe_text(prompt.id)}'", note, by_blocks=by_blocks
+        )
         found.append(Encoded(prompt.id, row, digest(row), category=prompt.category))
     return tuple(found)
 

@@ -38,6 +38,7 @@ class RunPlace:
         *,
         run_id: str | None = None,
         folder: Path | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> RunFolder:
         """The run folder of a study, for writing.
 
@@ -47,6 +48,7 @@ class RunPlace:
             token_ids: Prompt -> its ids, for the manifest.
             run_id: The id, if it is not the hash of the identity.
             folder: The folder, if it is not ``out``.
+            about: What else the manifest holds, for reports.
 
         Raises:
             StoreError: it cannot be used, or holds another run.
@@ -59,7 +61,7 @@ class RunPlace:
             "loading": dict(subject.options),
             "token_ids": {name: list(ids) for name, ids in token_ids.items()},
             "started": now(),
-        }
+        } | ({} if about is None else {"about": dict(about)})
         return RunFolder.open(
             self.results,
             experiment=f"{identity['kind']}_{subject.pair or subject.display}",

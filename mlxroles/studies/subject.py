@@ -124,17 +124,19 @@ class Subject:
     _loaded: dict[str, Model] = field(default_factory=dict)
 
     @classmethod
-    def of_pair(cls, pair: Pair, **fields: Any) -> "Subject":
-        """Base and instruct of a pair, checked to fit together.
+    def of_pair(cls, pair: Pair, *, only: str | None = None, **fields: Any) -> "Subject":
+        """Base and instruct of a pair, checked to fit together; or ``only`` one of them.
 
         Raises:
             PairError: sizes or tokenizers differ, with both values.
         """
-        sides = {name: Side.find(name, pair.ref(name)) for name in ("base", "instruct")}
+        names = ("base", "instruct") if only is None else (only,)
+        sides = {name: Side.find(name, pair.ref(name)) for name in names}
         named: dict[str, Any] = {"pair": pair.name, "d1_group": pair.d1_group}
         named |= {"template": pair.template} | fields
         subject = cls(sides, pair.display or pair.name, **named)
-        subject._check_sizes()
+        if only is None:
+            subject._check_sizes()
         return subject
 
     @classmethod
@@ -168,7 +170,12 @@ class Subject:
             )
 
     def check_length(
-        self, n_tokens: int, what: str, note: Callable[[str], None] | None = None
+        self,
+        n_tokens: int,
+        what: str,
+        note: Callable[[str], None] | None = None,
+        *,
+        by_blocks: bool = False,
     ) -> None:
         """Refuses what cannot be computed, and says what is longer than the models know.
 
@@ -190,7 +197,7 @@ class Subject:
                 )
         limit = memory_limit()
         needed = 4 * max(attention_heads(self), 1) * n_tokens**2
-        if needed > limit and not on_gpu():
+        if needed > limit and not on_gpu() and not by_blocks:
             raise PromptError(
                 f"{what} has {n_tokens} tokens: the attention of one layer would take "
                 f"{format_bytes(needed)} of the {format_bytes(limit)} here; shorten it"

@@ -1,0 +1,52 @@
+"""Options that say where stored entropies, patterns or published tables lie."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mlxroles.cli.options import json_option, plain_option
+from mlxroles.cli.readings import reading_options, seed_of_resamples
+
+if TYPE_CHECKING:
+    from mlxroles.studies.role_reading import TwoModels
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def stored_options(command: Command) -> Command:
+    """Adds what every command has that reads what is stored: compat, readings, seed, output."""
+    command = json_option(plain_option(reading_options(command)))
+    command = seed_of_resamples(command)
+    return click.option(
+        "--compat", is_flag=True, help="The original study's formulas and columns, to the digit."
+    )(command)
+
+
+def two_sources(command: Command) -> Command:
+    """Adds the argument SOURCE, or in its place ``--base`` with ``--instruct``."""
+    command = click.option(
+        "--instruct", metavar="SOURCE", help="The instruct model's, if they lie apart."
+    )(command)
+    command = click.option("--base", metavar="SOURCE", help="The base model's, if they lie apart.")(
+        command
+    )
+    return click.argument("source", required=False)(command)
+
+
+def chosen_models(given: dict[str, Any]) -> "TwoModels":
+    """Base and instruct as SOURCE or as ``--base`` and ``--instruct``.
+
+    Raises:
+        click.UsageError: both ways or neither were used, or one of two is missing.
+    """
+    from mlxroles.studies.role_reading import TwoModels, family_of
+
+    apart = given["base"], given["instruct"]
+    if given["source"] is not None:
+        if any(apart):
+            raise click.UsageError("SOURCE and --base/--instruct exclude each other")
+        return family_of(given["source"])
+    if not all(apart):
+        raise click.UsageError("name a run, family or file, or two with --base and --instruct")
+    return TwoModels(*apart)

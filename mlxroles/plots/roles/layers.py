@@ -1,0 +1,170 @@
+"""Figures of one model over its layers: entropies, their differences, RFC and RSI.
+
+Each has a panel in nats and one that is normalised for length, and the level that uniform causal
+attention reaches on prompts of the same lengths.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mlxroles.plots import canvas, lines
+from mlxroles.plots.lines import Mark, Series
+from mlxroles.plots.roles.frame import frame, legend
+from mlxroles.plots.roles.looks import RFC, RSI
+from mlxroles.plots.roles.subject import Doc, Subject, estimate, level, numbers, shown
+from mlxroles.roles.metrics import DEFAULT_FORM
+from mlxroles.roles.scales import SCALES
+
+_SIZE = (10.0, 4.9)
+_ALPHA = 0.05
+_MANY = 6
+NULL = "uniform attention, same lengths"
+_TESTED = ("not significant", "q ≤ .05 over layers", "also at equal prompt length")
+
+
+def entropy(subject: Subject) -> Figure | None:
+    """Mean entropy (E2) per layer, one curve per category.
+
+    With more than six categories only those of the contrast have intervals and a level.
+    """
+    categories = list(subject.looks)
+    full = categories if len(categories) <= _MANY else subject.compared
+    panels = {
+        scale: [_category(subject, scale, name, is_full=name in full) for name in categories]
+        for scale in SCALES
+    }
+    axis = ["entropy (nats)", "entropy / ln(keys seen); uniform: 1"]
+    return _both_scales(subject, "Attention entropy", panels, axis, with_zero=False)
+
+
+def _category(subject: Subject, scale: str, name: str, *, is_full: bool) -> Series:
+    found = estimate(subject.scale(scale)["category"][name])
+    if not is_full:
+        return Series(shown(name), *subject.looks[name], found.values)
+    expected = subject.doc["null"]["raw"]["category"].get(name) if scale == "raw" else None
+    return Series(shown(name), *subject.looks[name], *found, level=level(expected))
+
+
+def contrasts(subject: Subject) -> Figure | None:
+    """Reference - focus and confounder - focus of the mean entropy per layer."""
+    if subject.contrast is None:
+        return None
+    panels = {
+        scale: [
+            each
+            for name in ("reference_minus_focus", "confounder_minus_focus")
+            if (each := _contrast(subject, scale, name)) is not None
+        ]
+        for scale in SCALES
+    }
+    return _both_scales(subject, "Entropy differences between categories", panels, _DIFFERENCE)
+
+
+def confounder(subject: Subject) -> Figure | None:
+    """Confounder - focus per layer, with what the permutation tests say of each layer."""
+    name = "confounder_minus_focus"
+    marked = {scale: marks(subject.scale(scale).get("rsi_test")) for scale in SCALES}
+    panels = {
+        scale: [each]
+        for scale in SCALES
+        if (each := _contrast(subject, scale, name, marked[scale])) is not None
+    }
+    if not panels:
+        return None
+    return _both_scales(subject, "Confounder less focus", panels, _DIFFERENCE)
+
+
+def roles(subject: Subject) -> Figure | None:
+    """RFC and RSI per layer, with what the permutation tests say of each layer."""
+    panels: dict[str, list[Series]] = {}
+    for scale in SCALES:
+        found, expected = subject.scale(scale), subject.doc["null"][scale]
+        panels[scale] = [
+            Series(
+                metric.upper(),
+                *look,
+                *estimate(found[metric][DEFAULT_FORM]),
+                level=level(expected.get(metric)),
+                marks=marks(found.get(f"{metric}_test")),
+            )
+            for metric, look in (("rfc", RFC), ("rsi", RSI))
+            if found.get(metric)
+        ]
+    axis = ["RFC, RSI (raw)", "RFC, RSI (length-normalised)"]
+    return _both_scales(subject, "Role metrics", panels, axis)
+
+
+_DIFFERENCE = ["difference (nats)", "difference, entropy / ln(keys seen)"]
+
+
+def _contrast(
+    subject: Subject, scale: str, name: str, marked: Sequence[Mark] | None = None
+) -> Series | None:
+    found = subject.scale(scale).get("contrast") or {}
+    if subject.contrast is None or not found.get(name):
+        return None
+    minuend = getattr(subject.contrast, name.split("_")[0])
+    expected = subject.doc["null"][scale].get("contrast") or {}
+    return Series(
+        f"{shown(minuend)} − {shown(subject.contrast.focus)}",
+        *subject.looks[minuend],
+        *estimate(found[name]),
+        level=level(expected.get(name, 0.0 if scale == "normalised" else None)),
+        marks=marked,
+    )
+
+
+def _both_scales(
+    subject: Subject,
+    what: str,
+    panels: dict[str, list[Series]],
+    axis: Sequence[str],
+    *,
+    with_zero: bool = True,
+) -> Figure | None:
+    """Nats on the left, length-normalised on the right; ``None`` without a single number."""
+    if not any(np.isfinite(each.values).any() for found in panels.values() for each in found):
+        return None
+    drawn = [each for found in panels.values() for each in found]
+    made = frame(subject.doc, (what, subject.about()), _SIZE, note=intervals(drawn), ncols=2)
+    for axes, series, name in zip(made.panels[0], panels.values(), axis, strict=True):
+        limits = lines.view(series, levels=[0.0] if with_zero else [])
+        canvas.layer_axis(axes, subject.layers)
+        if with_zero:
+            axes.axhline(0.0, color="#999999", linewidth=0.8, zorder=1)
+        for each in series:
+            lines.curve(axes, subject.layers, each, limits)
+        axes.set_ylim(limits)
+        axes.set_ylabel(name)
+    extra = [lines.level_handle(NULL)] if any(each.level is not None for each in drawn) else []
+    legend(made, [*extra, *mark_legend(drawn)])
+    return made.figure
+
+
+def intervals(series: Iterable[Series]) -> str:
+    """What the bands are, or that there are none."""
+    if any(each.low is not None and np.isfinite(each.low).any() for each in series):
+        return "Bands: 95 % bootstrap intervals over prompts."
+    return "No intervals: a category has too few prompts."
+
+
+def marks(test: Doc | None) -> list[Mark] | None:
+    """What the tests of a document say per layer: ``q``, then ``q_same_length``."""
+    if not test:
+        return None
+    found, confirmed = numbers(test["q"]) <= _ALPHA, numbers(test["q_same_length"]) <= _ALPHA
+    return [
+        Mark.NONE if not is_found else Mark.CONFIRMED if is_confirmed else Mark.FOUND
+        for is_found, is_confirmed in zip(found, confirmed, strict=True)
+    ]
+
+
+def mark_legend(series: Sequence[Series]) -> list[Line2D]:
+    """The entries that explain the marks, up to the strongest that is there."""
+    strongest = [max(each.marks) for each in series if each.marks]
+    if not strongest:
+        return []
+    return lines.mark_handles(canvas.SLATE, "o", _TESTED[: max(*strongest, Mark.FOUND) + 1])

@@ -1,0 +1,1 @@
+"""Role metrics from stored attention entropies: RFC, RSI, heads, candidates, correlations."""

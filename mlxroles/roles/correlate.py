@@ -1,0 +1,239 @@
+"""Whether families agree on which layers instruction tuning changed, and what that rests on."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxroles.errors import SpecError, StoreError
+from mlxroles.roles.metrics import METRICS
+from mlxroles.stats import Correlation, correlation
+from mlxroles.text import safe_text
+
+ALPHA = 0.05
+_BOUNDS = (("_diff_ci_low", "_diff_ci_high"), ("_diff_low", "_diff_high"))
+"""Columns of the study's comparison and of :func:`mlxroles.roles.compare.rows`."""
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One family's change per layer."""
+
+    layers: tuple[int, ...]
+    values: tuple[float, ...]
+    ci: tuple[tuple[float, float], ...] | None = None
+    """Interval of each value, where there is one."""
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]], metric: str) -> Profile:
+    """The change of a metric from the rows of a comparison table.
+
+    Args:
+        rows: of :func:`mlxroles.roles.compare.rows`, or of the study's 25 columns; numbers may be
+            text, and what is empty is NaN.
+        metric: ``rfc`` or ``rsi``.
+
+    Raises:
+        StoreError: a column is missing, or holds something else than numbers.
+    """
+    if metric not in METRICS:
+        raise SpecError(f"the metric '{safe_text(metric)}' is none of {', '.join(METRICS)}")
+    if not rows:
+        raise StoreError("a comparison table has no rows; expected one per layer")
+    bounds = next(
+        (pair for pair in _BOUNDS if all(f"{metric}{end}" in rows[0] for end in pair)), None
+    )
+    return Profile(
+        tuple(_layer(row) for row in rows),
+        tuple(_number(row, f"{metric}_diff") for row in rows),
+        None
+        if bounds is None
+        else tuple(
+            (_number(row, f"{metric}{bounds[0]}"), _number(row, f"{metric}{bounds[1]}"))
+            for row in rows
+        ),
+    )
+
+
+def correlate(named: Mapping[str, Profile], metric: str) -> dict[str, Any]:
+    """What each family's layers add up to, and how every two families go together.
+
+    Families with different layers are compared at equal relative depth, the deeper one
+    interpolated linearly at the layers of the other.
+
+    Args:
+        named: the change per layer by family.
+        metric: its name, for the document.
+
+    Raises:
+        SpecError: there is no family.
+    """
+    if not named:
+        raise SpecError("no family to correlate; give two or more")
+    return {
+        "metric": metric,
+        "families": {name: _family(one) for name, one in named.items()},
+        "pairs": [
+            _pair((one, named[one]), (other, named[other]))
+            for one, other in itertools.combinations(named, 2)
+        ],
+    }
+
+
+def _family(profile: Profile) -> dict[str, Any]:
+    values = np.array(profile.values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if len(values) else math.nan
+    without = _without_one(profile.layers, profile.values)
+    return {
+        "n_layers": len(values),
+        "mean": mean,
+        "median": float(np.median(values)) if len(values) else math.nan,
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        "mean_ci": _mean_ci(values),
+        "without": without,
+        "decided_by_one_layer": without is not None and _decides(mean, without["mean"]),
+    }
+
+
+def _without_one(layers: Sequence[int], values: Sequence[float]) -> dict[str, Any] | None:
+    """The layer whose removal changes the mean most, and the mean of the others."""
+    array = np.array(values, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(array))
+    if len(known) < 2:
+        return None
+    kept = array[known]
+    i = int(np.argmax(np.abs(kept - kept.mean())))
+    return {"layer": layers[known[i]], "mean": float(np.delete(kept, i).mean())}
+
+
+def _mean_ci(values: Numbers) -> list[float] | None:
+    """The 95 % t interval of the mean of a sequence whose neighbours are alike.
+
+    The number of layers counts as n (1 - r) / (1 + r), r the autocorrelation at lag 1 (Bartlett
+    1935), between 2 and n. None for fewer than four layers or a constant.
+    """
+    from scipy.special import stdtrit
+
+    n = len(values)
+    moved = values - values.mean() if n else values
+    if n < 4 or not np.abs(moved).max() > 1e-12 * np.abs(values).max():
+        return None
+    lag1 = float(moved[:-1] @ moved[1:] / (moved @ moved))
+    n_eff = min(max(n * (1 - lag1) / (1 + lag1), 2.0), n)
+    half = float(stdtrit(n_eff - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n_eff)
+    mean = float(values.mean())
+    return [mean - half, mean + half]
+
+
+def _decides(mean: float, without: float) -> bool:
+    """Whether a mean changes its sign or loses more than half without one layer."""
+    return mean * without < 0 or abs(without) < abs(mean) / 2
+
+
+def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, Any]:
+    (name, one), (other_name, other) = first, second
+    aligned, layers, x, y = _aligned(one, other)
+    found = correlation(x, y)
+    most, without = _most_influential(found, layers)
+    numbers = asdict(found)
+    del numbers["n"]
+    numbers["leave_one_out"] = list(found.leave_one_out)
+    return {
+        "a": name,
+        "b": other_name,
+        "n_layers": found.n,
+        "aligned": aligned,
+        **numbers,
+        "most_influential_layer": most,
+        "r_without_it": without,
+        "verdict": _verdict(found, most, without),
+    }
+
+
+def _aligned(one: Profile, other: Profile) -> tuple[str, tuple[int, ...], Numbers, Numbers]:
+    """Both on the same layers, those of the family with fewer."""
+    x, y = (np.array(profile.values, dtype=np.float64) for profile in (one, other))
+    if one.layers == other.layers:
+        return "layer", one.layers, x, y
+    if len(one.layers) <= len(other.layers):
+        return "relative depth", one.layers, x, _at(_depth(one), other)
+    return "relative depth", other.layers, _at(_depth(other), one), y
+
+
+def _depth(profile: Profile) -> Numbers:
+    """How deep each layer lies, the last one at 1."""
+    layers = np.array(profile.layers, dtype=np.float64)
+    return layers / layers.max() if layers.size and layers.max() > 0 else layers
+
+
+def _at(depth: Numbers, profile: Profile) -> Numbers:
+    """A profile's values at other depths, between the layers that have one."""
+    values = np.array(profile.values, dtype=np.float64)
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(depth.shape, np.nan)
+    return np.interp(depth, _depth(profile)[known], values[known])
+
+
+def _most_influential(found: Correlation, layers: tuple[int, ...]) -> tuple[int | None, float]:
+    """The layer without which r changes most, and r without it."""
+    without = np.array(found.leave_one_out)
+    change = np.abs(without - found.pearson_r)
+    if not np.isfinite(change).any():
+        return None, math.nan
+    i = int(np.nanargmax(change))
+    return layers[i], float(without[i])
+
+
+def _verdict(found: Correlation, layer: int | None, without: float) -> str:
+    """What the tests leave of a correlation, in one sentence."""
+    if math.isnan(found.pearson_r):
+        return "no correlation can be computed: too few layers, or no variation"
+    if found.pearson_p > ALPHA:
+        return "no correlation shown"
+    doubts = []
+    if layer is not None and _decides(found.pearson_r, without):
+        doubts.append(f"it rests on layer {layer}")
+    if not found.n_eff_p <= ALPHA:
+        doubts.append("neighbouring layers are alike, which leaves too few independent ones")
+    if not found.detrended_p <= ALPHA:
+        doubts.append("a trend over depth that both share explains it")
+    if not found.shift_p <= ALPHA:
+        doubts.append("the same profiles shifted against each other correlate as much")
+    if doubts:
+        return f"nominally correlated, but {'; '.join(doubts)}"
+    return "correlated layer by layer, beyond a trend over depth that both share"
+
+
+def _layer(row: Mapping[str, Any]) -> int:
+    number = _number(row, "layer")
+    if math.isfinite(number) and number == int(number):
+        return int(number)
+    raise _odd(row, "layer", "a whole number")
+
+
+def _number(row: Mapping[str, Any], column: str) -> float:
+    if column not in row:
+        raise StoreError(
+            f"a comparison table lacks the column {column}; expected a table of `mlxroles compare` "
+            "or the study's 25 columns"
+        )
+    text = row[column]
+    try:
+        return math.nan if text is None or text == "" else float(text)
+    except (TypeError, ValueError):
+        raise _odd(row, column, "a number") from None
+
+
+def _odd(row: Mapping[str, Any], column: str, expected: str) -> StoreError:
+    found = safe_text(str(row[column]), limit=40)
+    return StoreError(
+        f"a comparison table has '{found}' in the column {column}; expected {expected}"
+    )

@@ -1,0 +1,158 @@
+"""Where role metrics take their numbers from: a stored run, patterns in a file, a published table.
+
+One text names any of them: a run folder, an ``.npz``, a ``.csv`` of the original study, or a
+family of the catalogue, which stands for its newest complete run.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mlxroles import pairs
+from mlxroles.errors import SpecError, StoreError
+from mlxroles.roles import patterns, stored, tables_csv
+from mlxroles.roles.patterns import Patterns
+from mlxroles.roles.table import Entropies
+from mlxroles.roles.tables_csv import Row
+from mlxroles.store.files import plain_errors, shown
+from mlxroles.text import did_you_mean, safe_text, slug
+
+RESULTS = Path("results")
+EXPERIMENT = "entropy"
+"""How the folders of entropy runs begin, below the folder of results."""
+
+_TABLE_NAMES = re.compile(r"[ _-]*(?:detailed_comparison|patching_candidates)[ _-]*")
+
+SourceKind = Literal["run", "patterns", "comparison", "candidates"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Numbers that role metrics can be worked out from."""
+
+    name: str
+    """The family, for headings."""
+    path: Path
+    """The run folder or file."""
+    kind: SourceKind
+    tables: Mapping[str, Entropies] = field(default_factory=dict)
+    """Entropies by model; none for a published table."""
+    patterns: Patterns | None = None
+    comparison: list[Row] | None = None
+    """Rows of the study's comparison, in the order of layers."""
+    candidates: list[Row] | None = None
+    """Rows of the study's table of candidates, in the order of ranks."""
+
+    def side(self, side: str) -> Entropies:
+        """The entropies of ``base`` or ``instruct``, or those of the only model.
+
+        Raises:
+            SpecError: there are none, or only the other side's.
+        """
+        if not self.tables:
+            raise SpecError(
+                f"{shown(self.path)} is a published table and holds no entropies: name a run of"
+                " `mlxroles entropy`, or an .npz with patterns"
+            )
+        if side in self.tables:
+            return self.tables[side]
+        only = next(iter(self.tables))
+        if len(self.tables) > 1 or only in pairs.SIDES:
+            raise SpecError(
+                f"{shown(self.path)} has no model {side}, only {', '.join(self.tables)}"
+            )
+        return self.tables[only]
+
+
+def load(text: str, *, results: Path = RESULTS) -> Source:
+    """What a path or the name of a family stands for.
+
+    Args:
+        text: a run folder (or a file in it), a ``.csv`` of the study, an ``.npz`` with patterns,
+            or a name of the catalogue. A path that exists comes first, unless it is a folder that
+            is no run and bears the name of a family.
+        results: the folder of all results, in which the runs of a family are looked for.
+
+    Raises:
+        StoreError: it cannot be read or is not complete.
+        SpecError: it is no path and no name.
+        PairError: the user's catalogue is wrong.
+    """
+    path = Path(text).expanduser() if text.startswith("~/") else Path(text)
+    with plain_errors(path, verb="read"):
+        exists, is_folder = bool(text) and path.exists(), path.is_dir()
+    if is_folder and exists and not stored.is_run(path) and text in pairs.catalogue():
+        return _of_family(text, results)
+    if is_folder and exists:
+        return _of_folder(path)
+    if exists:
+        return _of_file(path)
+    return _of_family(text, results)
+
+
+def _of_file(path: Path) -> Source:
+    if not path.is_file():
+        raise StoreError(f"{shown(path)} is no regular file: {_expected()}")
+    ending = path.suffix.lower()
+    if ending == ".npz":
+        found = patterns.read(path)
+        tables = {"model": found.entropies()}
+        return Source(path.stem, path, "patterns", tables=tables, patterns=found)
+    if ending == ".csv":
+        kind, rows = tables_csv.read(path)
+        name = _TABLE_NAMES.sub("_", path.stem).strip("_") or path.absolute().parent.name
+        if kind == "comparison":
+            return Source(name, path, kind, comparison=rows)
+        return Source(name, path, kind, candidates=rows)
+    if path.name in (stored.RUN_FILE, stored.SUMMARY, stored.MANIFEST):
+        return _of_folder(path.parent)
+    raise StoreError(f"{shown(path)} is none of what can be read here: {_expected()}")
+
+
+def _expected() -> str:
+    return (
+        "expected is a run folder of `mlxroles entropy`, a .csv of the study, an .npz with"
+        " patterns, or a family of the catalogue"
+    )
+
+
+def _of_folder(path: Path) -> Source:
+    if not stored.is_run(path):
+        below = stored.runs_in(path)
+        hint = f"name one of its runs, such as {shown(below[0])}" if below else _expected()
+        raise StoreError(f"{shown(path)} is not a run folder: {hint}")
+    run = stored.summary(path)
+    return Source(_display(run, path), path, "run", tables=stored.tables(path))
+
+
+def _display(run: Mapping[str, object], path: Path) -> str:
+    """The family's display name, as the run or the catalogue has it."""
+    for key in ("display", "family"):
+        name = run.get(key)
+        if isinstance(name, str) and name:
+            return name
+    name = path.absolute().parent.name.removeprefix(f"{EXPERIMENT}_")
+    known = pairs.catalogue().get(name)
+    return known.display if known else name
+
+
+def _of_family(name: str, results: Path) -> Source:
+    catalogue = pairs.catalogue()
+    if name not in catalogue:
+        hint = did_you_mean(name, catalogue)
+        raise SpecError(
+            f"{safe_text(name, limit=200)!r} is no path and no family of the catalogue{hint}"
+            f" ({_expected()})"
+        )
+    folder = results / slug(f"{EXPERIMENT}_{name}")
+    runs = stored.runs_in(folder)
+    complete = next((run for run in runs if stored.is_complete(run)), None)
+    if complete is None:
+        state = "has no complete run" if runs else "has no run"
+        first = "again" if runs else "first"
+        raise StoreError(
+            f"{name} {state} under {shown(folder)}: run `mlxroles entropy --family {name}` {first}"
+        )
+    return _of_folder(complete)

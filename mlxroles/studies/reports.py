@@ -1,0 +1,85 @@
+"""The report of a stored run, of any kind, made again from what the run folder holds."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxroles import report
+from mlxroles.errors import StoreError
+from mlxroles.plots import family_figures, patch_figures
+from mlxroles.roles import sources
+from mlxroles.roles.correlate import Profile
+from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic, write_json
+from mlxroles.store.folder import RunFolder
+from mlxroles.store.manifest import MANIFEST
+from mlxroles.studies.place import SUMMARY
+from mlxroles.studies.role_results import FIGURES, Analysis, finish
+
+PAGE = "report.html"
+
+
+def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
+    """Writes figures and page of a run; returns its document and the page.
+
+    Args:
+        text: A run folder, or a family, which stands for its newest entropy run.
+        analysis: How an entropy run is read.
+
+    Raises:
+        StoreError: the run cannot be read, is not complete, or has no report.
+        SpecError: no run has that name.
+    """
+    path = Path(text)
+    if not (path / MANIFEST).is_file():
+        path = sources.load(text).path
+    folder = RunFolder.read(path)
+    kind = _kind(folder)
+    if kind == "entropy":
+        doc = finish(folder, analysis)
+        if doc["missing_cells"]:
+            raise StoreError(
+                f"{shown(path)} lacks {doc['missing_cells']} of its cells; run the command again "
+                "that made it"
+            )
+        return doc, path / PAGE
+    if kind != "patch":
+        raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
+    doc = _summary(path)
+    with plain_errors(path / FIGURES):
+        doc["figures"] = dict(doc.get("figures") or {}) | patch_figures(doc, path / FIGURES)
+    write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
+    return doc, path / PAGE
+
+
+def write_correlation(
+    folder: Path, doc: Mapping[str, Any], profiles: Mapping[str, Profile]
+) -> None:
+    """Writes ``correlation.json`` and the figures of several families.
+
+    Raises:
+        StoreError: something cannot be written.
+    """
+    make_folder(folder)
+    if "pairs" in doc:
+        with plain_errors(folder / FIGURES):
+            family_figures(doc, profiles, folder / FIGURES)
+    write_json(folder / "correlation.json", doc)
+
+
+def _kind(folder: RunFolder) -> str:
+    identity: Any = folder.manifest.get("identity")
+    return str(identity.get("kind")) if isinstance(identity, dict) else "something else"
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        doc = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        doc = None
+    if not isinstance(doc, dict) or not doc.get("schema"):
+        raise StoreError(
+            f"{shown(path / SUMMARY)} is missing or damaged; run the command again that made the "
+            "run: what is stored is not computed again"
+        )
+    return doc

@@ -1,0 +1,247 @@
+"""Comparisons, candidates and correlations from what is stored: runs, patterns, published tables.
+
+Nothing here runs a model. ``compat`` gives the original study's numbers to the digit, without it
+each number comes with its interval, test and null.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxroles.errors import SpecError
+from mlxroles.roles import candidates as ours
+from mlxroles.roles import compare, compat, correlate, document, null, sources
+from mlxroles.roles.contrast import Contrast, contrast_of
+from mlxroles.roles.correlate import Profile
+from mlxroles.roles.sampling import Draws
+from mlxroles.roles.scales import Averages
+from mlxroles.roles.sources import Source
+from mlxroles.roles.table import Entropies
+from mlxroles.stats import binomial_fold_mean
+from mlxroles.store.files import shown
+from mlxroles.store.folder import RunFolder
+from mlxroles.studies.role_results import Analysis, finish
+
+Document = dict[str, Any]
+PAIRED_BY = ":"
+"""Between the two files of a family whose base and instruct lie apart."""
+
+
+class TwoModels:
+    """Base and instruct of one family, wherever their numbers lie.
+
+    Args:
+        base: a run folder, a family, an ``.npz`` or ``.csv``.
+        instruct: likewise; None for the same source.
+
+    Raises:
+        MlxrolesError: something cannot be read.
+    """
+
+    def __init__(self, base: str, instruct: str | None = None) -> None:
+        self.base = sources.load(base)
+        self.instruct = self.base if instruct is None else sources.load(instruct)
+        self.is_table = {s.kind for s in (self.base, self.instruct)} <= {"comparison", "candidates"}
+        if self.base is self.instruct and self.base.kind == "patterns":
+            raise SpecError(
+                f"{shown(self.base.path)} holds one model; name base and instruct with --base and "
+                f"--instruct, or as BASE{PAIRED_BY}INSTRUCT"
+            )
+
+    @property
+    def name(self) -> str:
+        """The family, for headings."""
+        return self.base.name
+
+    def paths(self) -> dict[str, str]:
+        """Where base and instruct come from."""
+        return {"base": str(self.base.path), "instruct": str(self.instruct.path)}
+
+    def study_sides(self) -> tuple[Any, Any]:
+        """What the study's formulas take: patterns where there are any, else entropies."""
+        return (
+            self.base.patterns or self.base.side("base"),
+            self.instruct.patterns or self.instruct.side("instruct"),
+        )
+
+    def tables(self) -> dict[str, Entropies]:
+        """The entropies of both models."""
+        return {"base": self.base.side("base"), "instruct": self.instruct.side("instruct")}
+
+    def names(self, analysis: Analysis) -> tuple[Contrast, tuple[str, ...]]:
+        """The categories that are compared, and what to say about the choice.
+
+        Raises:
+            SpecError: there are fewer than two.
+        """
+        chosen, notes = contrast_of(self.base.side("base").categories, analysis.contrast)
+        if chosen is None:
+            raise SpecError("a comparison needs prompts of two categories; there is one")
+        return chosen, notes
+
+    def document(self, analysis: Analysis) -> Document:
+        """All statistics: those of the run where both models are one run, else worked out now."""
+        if self.base.kind == "run" and self.base.path == self.instruct.path:
+            return finish(RunFolder.read(self.base.path), analysis)
+        chosen, notes = self.names(analysis)
+        found = document.build(
+            self.tables(),
+            reading=analysis.reading,
+            contrast=chosen,
+            seed=analysis.seed,
+            n_resamples=analysis.n_resamples,
+            n_permutations=analysis.n_permutations,
+        )
+        return found | {"notes": [*notes, *found["notes"]]}
+
+
+def comparison(models: TwoModels, analysis: Analysis, *, is_compat: bool) -> Document:
+    """Base against instruct per layer.
+
+    Returns:
+        ``rows``, one per layer, and their ``summary``. From a published comparison the rows are
+        the study's columns, worked out again from its means, spreads and counts.
+
+    Raises:
+        SpecError: a table of candidates, or models that do not fit together.
+    """
+    about = {"schema": "mlxroles/compare/1", "family": models.name, "compat": is_compat}
+    about |= models.paths()
+    if models.is_table:
+        base, instruct = (_comparison_of(s) for s in (models.base, models.instruct))
+        rows = compat.rows_from_comparison(base, instruct)
+        notes = [] if is_compat else ["a published table has no prompts: no tests and no null"]
+        return about | _with_summary(rows, notes)
+    if is_compat:
+        chosen, _ = models.names(analysis)
+        base, instruct = models.study_sides()
+        rows = compat.compare_rows(
+            base,
+            instruct,
+            focus=chosen.focus,
+            reference=chosen.reference,
+            confounder=chosen.confounder,
+        )
+        first = models.tables()["base"]
+        return (
+            about
+            | _with_summary(rows, [])
+            | {"null": null.uniform(first, analysis.reading, chosen)}
+        )
+    doc = models.document(analysis)
+    return about | {
+        "rows": compare.rows(doc),
+        "summary": doc["difference_summary"],
+        "null": doc["null"],
+        "contrast": doc["contrast"],
+        "reading": doc["reading"],
+        "notes": doc["notes"],
+    }
+
+
+def candidate_heads(
+    models: TwoModels, analysis: Analysis, *, is_compat: bool, top_k: int
+) -> Document:
+    """Heads whose entropy instruction tuning moved for the focus alone.
+
+    Returns:
+        ``rows``, best first, with the chance level of their consistency; of a published table
+        what it says about the heads that it does not show.
+
+    Raises:
+        SpecError: a table of comparisons, or models that do not fit together.
+    """
+    about = {"schema": "mlxroles/candidates/1", "family": models.name, "compat": is_compat}
+    about |= models.paths()
+    if models.is_table:
+        if models.base.candidates is None:
+            raise SpecError(f"{shown(models.base.path)} is a comparison; it ranks no heads")
+        rows = models.base.candidates
+        found = compat.check_candidates(rows)
+        return about | {"rows": rows[:top_k], **found, "notes": []}
+    chosen, notes = models.names(analysis)
+    if is_compat:
+        base, instruct = models.study_sides()
+        names = {"focus": chosen.focus, "reference": chosen.reference}
+        rows, summary = compat.candidates(base, instruct, family=models.name, top_k=top_k, **names)
+        chance = binomial_fold_mean(min(rows[0]["n_self"], rows[0]["n_neutral"]))
+        return about | {
+            "rows": rows,
+            "summary": summary,
+            "chance_consistency": chance,
+            "notes": notes,
+        }
+    tables = document.ordered(models.tables())
+    first = tables["base"]
+    draws = Draws.of(
+        first,
+        seed=analysis.seed,
+        n_resamples=analysis.n_resamples,
+        n_permutations=analysis.n_permutations,
+    )
+    averages = Averages.by_scale(tables, analysis.reading)["raw"]
+    found = ours.find(first.layers, averages, chosen, draws, top_k=top_k)
+    return about | (found or {}) | {"contrast": chosen.document(), "notes": notes}
+
+
+def correlation(
+    named: Sequence[str], analysis: Analysis, *, is_compat: bool, metric: str = "rfc"
+) -> tuple[Document, dict[str, Profile]]:
+    """How the changes of several families go together over layers.
+
+    Args:
+        named: one source per family; ``BASE:INSTRUCT`` where the two lie apart.
+        analysis: How runs are read.
+        is_compat: Whether the study's JSON comes back.
+        metric: ``rfc`` or ``rsi``.
+
+    Returns:
+        The document, and each family's change per layer.
+
+    Raises:
+        SpecError: fewer than two families.
+    """
+    if len(named) < 2:
+        raise SpecError(f"a correlation needs two families or more, found {len(named)}")
+    families = [family_of(text) for text in named]
+    rows = {
+        name: comparison(models, analysis, is_compat=is_compat)["rows"]
+        for name, models in zip(_distinct(families), families, strict=True)
+    }
+    about: Document = {"schema": "mlxroles/correlate/1", "compat": is_compat}
+    about["sources"] = dict(zip(rows, named, strict=True))
+    profiles = {name: correlate.from_rows(one, metric) for name, one in rows.items()}
+    if is_compat:
+        return about | compat.cross_model(rows, metric=metric), profiles
+    return about | correlate.correlate(profiles, metric), profiles
+
+
+def family_of(text: str) -> TwoModels:
+    """The models that one source, or ``BASE:INSTRUCT``, stands for."""
+    base, colon, instruct = text.rpartition(PAIRED_BY)
+    if colon and not Path(text).exists():
+        return TwoModels(base, instruct)
+    return TwoModels(text)
+
+
+def _distinct(families: Sequence[TwoModels]) -> list[str]:
+    """A name for each; those that would share one are told apart by their folder or a number."""
+    names = [models.name for models in families]
+    found: list[str] = []
+    for name, models in zip(names, families, strict=True):
+        parent = models.base.path.resolve().parent.name
+        one = f"{parent}/{name}" if names.count(name) > 1 else name
+        found.append(one if one not in found else f"{one} ({found.count(one) + 1})")
+    return found
+
+
+def _comparison_of(source: Source) -> list[dict[str, Any]]:
+    if source.comparison is None:
+        raise SpecError(
+            f"{shown(source.path)} is no comparison; name a run, an .npz or a comparison's .csv"
+        )
+    return source.comparison
+
+
+def _with_summary(rows: list[dict[str, Any]], notes: list[str]) -> Document:
+    return {"rows": rows, "summary": compat.difference_summary(rows), "notes": notes}
