@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
-from mlxroles.roles.table import Entropies
+from mlxroles.roles import document
+from mlxroles.roles.contrast import Contrast
+from mlxroles.roles.table import Entropies, Reading
 
 CATEGORIES = ("self_referent", "confounder", "neutral", "third_person")
 LENGTHS = (4, 10)
@@ -102,3 +104,16 @@ def loop_entropies(table, reading, *, normalised=False):
 def _entropy(rows):
     terms = np.where(rows > 0, rows * np.log(np.where(rows > 0, rows, 1.0)), 0.0)
     return 0.0 - terms.sum(axis=-1)
+
+
+def all_rows(doc, tables):
+    """Every head's row, from the settings of a document."""
+    _, results = document.build_with_heads(
+        tables,
+        reading=Reading(**doc["reading"]),
+        contrast=None if doc["contrast"] is None else Contrast(**doc["contrast"]),
+        seed=doc["seed"],
+        n_resamples=doc["n_resamples"],
+        n_permutations=doc["n_permutations"],
+    )
+    return results.rows()

@@ -25,15 +25,6 @@ from mlxroles.studies.role_results import Analysis
 from mlxroles.studies.subject import Subject
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "phi3", "gpt2", "deepseek_v2")
-    "llama",
-    "qwen2",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-    "gpt2",
-    "cohere2",
-    "deepseek_v2",
-)
 QUICK = Analysis(n_resamples=200, n_permutations=200)
 NAMES = ("self_referent", "confounder", "neutral", "third_person")
 

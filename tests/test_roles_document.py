@@ -17,7 +17,7 @@ from role_twins import (
 )
 
 from mlxroles.errors import SpecError
-from mlxroles.roles import compare, heads
+from mlxroles.roles import compare
 from mlxroles.roles.contrast import Contrast
 from mlxroles.roles.metrics import FORMS
 from mlxroles.roles.table import Reading
@@ -260,7 +260,7 @@ def test_no_contrast_leaves_entropies_alone(tables):
         assert [found[k] for k in ("rfc", "rsi", "rfc_test", "rsi_test", "contrast")] == [None] * 5
     assert doc["heads"] == {"n": 8, "flagged": [], "what": {}}
     assert doc["candidates"] is None
-    assert heads.all_rows(doc, tables) == []
+    assert role_tables.all_rows(doc, tables) == []
     with pytest.raises(SpecError, match="this run has no contrast"):
         compare.rows(doc)
 
@@ -317,7 +317,7 @@ def test_layers_keep_their_numbers(tables):
         object.__setattr__(table, "layers", (3, 7))
     doc = build(base)
     assert doc["layers"] == [3, 7]
-    assert {row["layer"] for row in heads.all_rows(doc, base)} == {3, 7}
+    assert {row["layer"] for row in role_tables.all_rows(doc, base)} == {3, 7}
     assert [row["layer"] for row in compare.rows(doc)] == [3, 7]
     assert {row["layer"] for row in doc["candidates"]["rows"]} == {3, 7}
     assert doc["difference_summary"]["rfc"]["min_layer"] in (3, 7)

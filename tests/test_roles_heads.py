@@ -23,7 +23,7 @@ from role_twins import (
     roles_of,
 )
 
-from mlxroles.roles import document, heads
+from mlxroles.roles import document
 from mlxroles.roles.table import Reading
 
 
@@ -129,7 +129,7 @@ def test_interval_of_cohens_d_is_that_of_resampled_prompts(tables, doc):
 
 
 def test_all_heads_are_listed_for_every_model_and_scale(tables, doc):
-    rows = heads.all_rows(doc, dict(reversed(tables.items())))
+    rows = role_tables.all_rows(doc, dict(reversed(tables.items())))
     assert len(rows) == 3 * 2 * 7
     _, results = document.build_with_heads(
         tables,
@@ -155,6 +155,6 @@ def test_heads_with_hardly_any_reference_entropy_are_flagged():
     tables["base"].entropy[tables["base"].members("self_referent"), 0, 0] *= np.float32(0.005)
     doc = build(tables)
     assert doc["heads"]["flagged"] == [[2, 1]]
-    flagged = [r for r in heads.all_rows(doc, tables) if r["flagged"]]
+    flagged = [r for r in role_tables.all_rows(doc, tables) if r["flagged"]]
     assert {(row["layer"], row["head"]) for row in flagged} == {(2, 1)}
     assert any("1 of 9 heads have a reference entropy below .01 nat" in n for n in doc["notes"])

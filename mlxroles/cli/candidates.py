@@ -63,8 +63,8 @@ def _chance(doc: dict[str, Any]) -> list[str]:
         )
     if "population" in doc:
         found += [
-            f"{name} over all heads, from its z scores: mean {line['mean']:.5f}, sd {line['sd']:.5f}"
-            for name, line in doc["population"].items()
+            f"{name} over all heads, from its z scores: mean {one['mean']:.5f}, sd {one['sd']:.5f}"
+            for name, one in doc["population"].items()
         ]
         found.append(
             f"consistency beyond chance after correction for {doc['n_heads']} heads: "

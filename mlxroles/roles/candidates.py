@@ -163,7 +163,8 @@ class Heads:
         if not (len(focus) and len(reference)):
             known = known[:0]
         base, instruct = base[known], instruct[known]
-        ranks = np.array([_ranks(row) for row in instruct - base]).reshape(base.shape)
+        moved = instruct - base
+        ranks = np.array([_ranks(row) for row in moved]) if moved.size else moved
         per_layer = first.per_head.shape[2]
         return cls(base, instruct, prompts, len(focus), known, per_layer, ratios[known], ranks)
 

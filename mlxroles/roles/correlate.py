@@ -139,7 +139,7 @@ def _decides(mean: float, without: float) -> bool:
 
 def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, Any]:
     (name, one), (other_name, other) = first, second
-    aligned, layers, x, y = _aligned(one, other)
+    how, layers, x, y = aligned(one, other)
     found = correlation(x, y)
     most, without = _most_influential(found, layers)
     numbers = asdict(found)
@@ -149,7 +149,7 @@ def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, 
         "a": name,
         "b": other_name,
         "n_layers": found.n,
-        "aligned": aligned,
+        "aligned": how,
         **numbers,
         "most_influential_layer": most,
         "r_without_it": without,
@@ -157,20 +157,23 @@ def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, 
     }
 
 
-def _aligned(one: Profile, other: Profile) -> tuple[str, tuple[int, ...], Numbers, Numbers]:
-    """Both on the same layers, those of the family with fewer."""
+def aligned(one: Profile, other: Profile) -> tuple[str, tuple[int, ...], Numbers, Numbers]:
+    """How two families share layers, those layers, and both families' values at them.
+
+    Families with other layers meet at equal relative depth, at the layers of the one with fewer.
+    """
     x, y = (np.array(profile.values, dtype=np.float64) for profile in (one, other))
     if one.layers == other.layers:
         return "layer", one.layers, x, y
     if len(one.layers) <= len(other.layers):
-        return "relative depth", one.layers, x, _at(_depth(one), other)
-    return "relative depth", other.layers, _at(_depth(other), one), y
+        return "relative depth", one.layers, x, _at(relative_depth(one.layers), other)
+    return "relative depth", other.layers, _at(relative_depth(other.layers), one), y
 
 
-def _depth(profile: Profile) -> Numbers:
+def relative_depth(layers: Sequence[int]) -> Numbers:
     """How deep each layer lies, the last one at 1."""
-    layers = np.array(profile.layers, dtype=np.float64)
-    return layers / layers.max() if layers.size and layers.max() > 0 else layers
+    numbers = np.array(layers, dtype=np.float64)
+    return numbers / numbers.max() if numbers.size and numbers.max() > 0 else numbers
 
 
 def _at(depth: Numbers, profile: Profile) -> Numbers:
@@ -179,7 +182,7 @@ def _at(depth: Numbers, profile: Profile) -> Numbers:
     known = np.isfinite(values)
     if not known.any():
         return np.full(depth.shape, np.nan)
-    return np.interp(depth, _depth(profile)[known], values[known])
+    return np.interp(depth, relative_depth(profile.layers)[known], values[known])
 
 
 def _most_influential(found: Correlation, layers: tuple[int, ...]) -> tuple[int | None, float]:

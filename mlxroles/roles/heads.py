@@ -15,7 +15,6 @@ from mlxroles.roles.contrast import Contrast
 from mlxroles.roles.metrics import NEAR_ZERO
 from mlxroles.roles.sampling import Draws, LabelTest
 from mlxroles.roles.scales import Averages
-from mlxroles.roles.table import Entropies, Reading
 from mlxroles.stats import (
     Estimate,
     cliffs_delta,
@@ -183,29 +182,6 @@ def head_results(
             statistics = HeadStatistics.of(values, members, contrast, draws)
             found.setdefault(what, {})[scale] = statistics
     return HeadResults(labels, found)
-
-
-def all_rows(doc: Mapping[str, Any], tables: Mapping[str, Entropies]) -> list[dict[str, Any]]:
-    """Every head of a run, model, difference and scale, with the settings of its document.
-
-    The statistics are computed again, to the same numbers; whoever builds the document as well
-    gets them without that from :func:`mlxroles.roles.document.build_with_heads`.
-
-    Args:
-        doc: what :func:`mlxroles.roles.document.build` made of the tables.
-        tables: the same tables.
-    """
-    ordered = {name: tables[name] for name in doc["models"]}
-    first = next(iter(ordered.values()))
-    draws = Draws.of(
-        first,
-        seed=doc["seed"],
-        n_resamples=doc["n_resamples"],
-        n_permutations=doc["n_permutations"],
-    )
-    contrast = None if doc["contrast"] is None else Contrast(**doc["contrast"])
-    averages = Averages.by_scale(ordered, Reading(**doc["reading"]))
-    return head_results(first.layers, averages, contrast, draws).rows()
 
 
 def _subjects(

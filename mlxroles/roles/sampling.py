@@ -16,6 +16,11 @@ BOOTSTRAP, PERMUTATION, SAME_LENGTH, CANDIDATES = 1, 2, 3, 4
 """What a child generator is for; with the seed it names the stream."""
 
 
+PER_UNIT = 100
+"""Permutations per unit at least: the smallest p of one unit alone then survives the correction
+for all of them, as 1 / (100 units) times the units is .01."""
+
+
 class LabelTest(NamedTuple):
     """Whether two categories differ, tested for every unit by permuting the labels."""
 
@@ -67,17 +72,18 @@ class Draws:
         first, second = with_values(values, first), with_values(values, second)
         chosen = np.concatenate([first, second])
         is_first = np.arange(len(chosen)) < len(first)
+        n = max(self.n_permutations, PER_UNIT * values.shape[1])
         plain = permutation_test(
             values[chosen],
             is_first,
             self.rng(PERMUTATION),
-            n_permutations=self.n_permutations,
+            n_permutations=n,
         )
         matched = permutation_test(
             values[chosen],
             is_first,
             self.rng(SAME_LENGTH),
-            n_permutations=self.n_permutations,
+            n_permutations=n,
             strata=self.length[chosen],
         )
         return LabelTest(

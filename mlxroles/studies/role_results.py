@@ -16,7 +16,7 @@ from mlxroles import __version__, report
 from mlxroles.errors import StoreError
 from mlxroles.events import RunFinished
 from mlxroles.plots import role_figures
-from mlxroles.roles import compare, contrast, document, heads, sources
+from mlxroles.roles import compare, contrast, document, sources
 from mlxroles.roles.table import Entropies, Reading
 from mlxroles.store.files import plain_errors, shown, write_atomic
 from mlxroles.store.folder import Record, RunFolder
@@ -80,18 +80,21 @@ def finish(
     if doc["missing_cells"]:
         return doc
     tables = sources.load(str(folder.path)).tables
-    doc |= statistics(tables, analysis, doc)
+    found, rows = statistics(tables, analysis, doc)
+    doc |= found
+    if rows:
+        write_csv(folder.path / "heads.csv", rows)
     _write(folder, doc, tables)
     return doc
 
 
 def statistics(
     tables: Mapping[str, Entropies], analysis: Analysis, doc: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The numbers of the document, with its notes continued."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The numbers of the document, with its notes continued, and a row per head."""
     first = next(iter(tables.values()))
     chosen, notes = contrast.contrast_of(first.categories, analysis.contrast)
-    found = document.build(
+    found, by_head = document.build_with_heads(
         tables,
         reading=analysis.reading,
         contrast=chosen,
@@ -101,7 +104,7 @@ def statistics(
     )
     merged = list(dict.fromkeys([*doc.get("notes", ()), *notes, *found.get("notes", ())]))
     prompts = doc.get("prompts") or found["prompts"]
-    return found | {"notes": merged, "prompts": prompts}
+    return found | {"notes": merged, "prompts": prompts}, by_head.rows()
 
 
 def _about(
@@ -198,8 +201,6 @@ def _variables(*, several: bool) -> list[Variable]:
 
 def _write(folder: RunFolder, doc: dict[str, Any], tables: Mapping[str, Entropies]) -> None:
     path = folder.path
-    if doc["contrast"] is not None:
-        write_csv(path / "heads.csv", heads.all_rows(doc, tables))
     if doc["raw"]["difference"] is not None:
         write_csv(path / "comparison.csv", compare.rows(doc))
     if doc["candidates"] is not None:

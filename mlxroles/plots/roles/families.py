@@ -11,7 +11,8 @@ from mlxroles.plots import canvas, lines
 from mlxroles.plots.lines import Series, view
 from mlxroles.plots.roles.frame import frame, legend
 from mlxroles.plots.roles.looks import family_look
-from mlxroles.plots.roles.subject import Doc, Numbers, numbers
+from mlxroles.plots.roles.subject import Doc, numbers
+from mlxroles.roles import correlate
 from mlxroles.roles.correlate import Profile
 from mlxroles.text import format_number
 
@@ -37,7 +38,7 @@ def families(correlations: Doc, named: Mapping[str, Profile]) -> Figure | None:
     axes.set_xlim(-0.02, 1.02)
     axes.axhline(0.0, color="#999999", linewidth=0.8, zorder=1)
     for each, profile in zip(series, named.values(), strict=True):
-        lines.curve(axes, list(_depth(profile.layers)), each, limits)
+        lines.curve(axes, list(correlate.relative_depth(profile.layers)), each, limits)
     axes.set_ylim(limits)
     axes.set_xlabel("relative depth (last layer: 1)")
     axes.set_ylabel(f"{metric}, instruct − base")
@@ -90,31 +91,8 @@ def _series(index: int, name: str, profile: Profile) -> Series:
     return Series(canvas.label(name, _NAME_LIMIT), *look, numbers(profile.values), low, high)
 
 
-def _depth(layers: Sequence[int]) -> Numbers:
-    """How deep each layer lies, the last one at 1."""
-    return numbers(layers) / max(*layers, 1)
-
-
-def _aligned(pair: Doc, named: Mapping[str, Profile]) -> tuple[Sequence[int], Numbers, Numbers]:
-    """The layers on which two families were correlated, and both at these."""
-    first, second = named[pair["a"]], named[pair["b"]]
-    if pair["aligned"] == "layer":
-        return first.layers, numbers(first.values), numbers(second.values)
-    fewer = min(first, second, key=lambda profile: len(profile.layers))
-    one, other = (_at(_depth(fewer.layers), profile) for profile in (first, second))
-    return fewer.layers, one, other
-
-
-def _at(depth: Numbers, profile: Profile) -> Numbers:
-    values = numbers(profile.values)
-    known = np.isfinite(values)
-    if not known.any():
-        return np.full(depth.shape, np.nan)
-    return np.interp(depth, _depth(profile.layers)[known], values[known])
-
-
 def _scatter(axes: Axes, pair: Doc, named: Mapping[str, Profile]) -> PathCollection:
-    layers, first, second = _aligned(pair, named)
+    _, layers, first, second = correlate.aligned(named[pair["a"]], named[pair["b"]])
     for line in (axes.axhline, axes.axvline):
         line(0.0, color="#999999", linewidth=0.8, zorder=1)
     axes.set_xlim(view([Series("", "", "", first)], levels=[0.0]))
@@ -123,7 +101,7 @@ def _scatter(axes: Axes, pair: Doc, named: Mapping[str, Profile]) -> PathCollect
     image = axes.scatter(
         x,
         y,
-        c=_depth(layers),
+        c=correlate.relative_depth(layers),
         cmap=_DEPTH_MAP,
         vmin=0.0,
         vmax=1.0,
