@@ -14,9 +14,7 @@ from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic,
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
 from mlxroles.studies.place import SUMMARY
-from mlxroles.studies.role_results import FIGURES, Analysis, finish
-
-PAGE = "report.html"
+from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish
 
 
 def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:

@@ -19,8 +19,8 @@ from mlxroles.roles.sources import Source
 from mlxroles.roles.table import Entropies
 from mlxroles.stats import binomial_fold_mean
 from mlxroles.store.files import shown
-from mlxroles.store.folder import RunFolder
-from mlxroles.studies.role_results import Analysis, finish
+from mlxroles.studies import role_results
+from mlxroles.studies.role_results import Analysis
 
 Document = dict[str, Any]
 PAIRED_BY = ":"
@@ -82,7 +82,7 @@ class TwoModels:
     def document(self, analysis: Analysis) -> Document:
         """All statistics: those of the run where both models are one run, else worked out now."""
         if self.base.kind == "run" and self.base.path == self.instruct.path:
-            return finish(RunFolder.read(self.base.path), analysis)
+            return role_results.read(self.base.path, analysis)
         chosen, notes = self.names(analysis)
         found = document.build(
             self.tables(),

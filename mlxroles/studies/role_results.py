@@ -28,6 +28,7 @@ from mlxroles.versions import now, versions
 SCHEMA = "mlxroles/entropy/1"
 RUN_FILE = "run.h5"
 FIGURES = "figures"
+PAGE = "report.html"
 _PER_QUERY = ("layer", "head", "query")
 _NEAR = 3
 
@@ -71,9 +72,9 @@ def finish(
         SpecError: the contrast names categories that the run does not have.
     """
     doc = _about(folder, analysis, notes, finished)
-    ready = _ready(folder.path, doc)
-    if ready is not None:
-        return ready
+    stored = _stored(folder.path, doc)
+    if stored is not None and _has_files(stored, doc):
+        return stored
     if any(r.status == "ok" for r in folder.records().values()):
         _pack(folder, doc)
     folder.write_json(SUMMARY, doc)
@@ -86,6 +87,21 @@ def finish(
         write_csv(folder.path / "heads.csv", rows)
     _write(folder, doc, tables)
     return doc
+
+
+def read(path: Path, analysis: Analysis) -> dict[str, Any]:
+    """The document of a stored run, worked out anew where it was read otherwise; writes nothing.
+
+    Raises:
+        StoreError: the folder is no complete entropy run, or cannot be read.
+        SpecError: the contrast names categories that the run does not have.
+    """
+    doc = _about(RunFolder.read(path), analysis, (), None)
+    stored = _stored(path, doc)
+    if stored is not None:
+        return stored | {"run": doc["run"]}
+    found, _ = statistics(sources.load(str(path)).tables, analysis, doc)
+    return doc | found
 
 
 def statistics(
@@ -131,18 +147,26 @@ def _about(
     }
 
 
-def _ready(path: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The document that an earlier process wrote with the same settings, if all of it is there."""
+def _stored(path: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The document that an earlier process wrote with the same settings."""
     try:
         stored = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
         same = stored["schema"] == SCHEMA and stored["analysis"] == doc["analysis"]
         whole = not stored["missing_cells"] and "raw" in stored
-        files = [path / RUN_FILE, path / "report.html", *map(Path, stored["figures"].values())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        here = stored["run_id"] == doc["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not (same and whole and stored["run"] == doc["run"]):
-        return None
-    return stored if all(file.exists() for file in files) else None
+    return stored if same and whole and here else None
+
+
+def _has_files(stored: Mapping[str, Any], doc: Mapping[str, Any]) -> bool:
+    """Whether everything derived is still there, in the folder that the document names."""
+    files = [
+        Path(doc["run"], RUN_FILE),
+        Path(doc["run"], PAGE),
+        *map(Path, stored["figures"].values()),
+    ]
+    return stored["run"] == doc["run"] and all(file.exists() for file in files)
 
 
 def _pack(folder: RunFolder, doc: Mapping[str, Any]) -> None:
@@ -208,7 +232,7 @@ def _write(folder: RunFolder, doc: dict[str, Any], tables: Mapping[str, Entropie
     with plain_errors(path / FIGURES):
         doc["figures"] = role_figures(doc, tables, path / FIGURES)
     doc["sentence"] = report.sentence(doc)
-    write_atomic(path / "report.html", report.html(doc, doc["figures"]).encode())
+    write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
     write_atomic(path / "summary.md", report.markdown(doc).encode())
     folder.write_json(SUMMARY, doc)
 
