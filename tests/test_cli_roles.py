@@ -299,3 +299,12 @@ def test_the_study_s_own_prompts_load_as_they_are(shared, call, tmp_path):
     status, out, _ = call("entropy", "--family", "tiny", "--prompts", source, "--dry-run", "--json")
     plan = json.loads(out)
     assert (status, plan["cells"]) == (0, 240)
+
+
+def test_a_family_stands_for_its_newest_run_of_both_models(tiny_run, call, tmp_path):
+    alone = ["--variant", "base", "--prompts", tmp_path / "p.json", "--json"]
+    status, _, _ = call("entropy", "--family", "tiny", *alone)
+    assert status == 0
+    status, out, _ = call("compare", "tiny", "--json")
+    assert status == 0
+    assert json.loads(out)["base"] in tiny_run["run"]

@@ -1,7 +1,8 @@
 """Where role metrics take their numbers from: a stored run, patterns in a file, a published table.
 
 One text names any of them: a run folder, an ``.npz``, a ``.csv`` of the original study, or a
-family of the catalogue, which stands for its newest complete run.
+family of the catalogue, which stands for its newest complete run, of both
+models if there is one.
 """
 
 import re
@@ -148,11 +149,12 @@ def _of_family(name: str, results: Path) -> Source:
         )
     folder = results / slug(f"{EXPERIMENT}_{name}")
     runs = stored.runs_in(folder)
-    complete = next((run for run in runs if stored.is_complete(run)), None)
-    if complete is None:
+    complete = [run for run in runs if stored.is_complete(run)]
+    if not complete:
         state = "has no complete run" if runs else "has no run"
         first = "again" if runs else "first"
         raise StoreError(
             f"{name} {state} under {shown(folder)}: run `mlxroles entropy --family {name}` {first}"
         )
-    return _of_folder(complete)
+    both = (run for run in complete if stored.n_models(run) > 1)
+    return _of_folder(next(both, complete[0]))

@@ -54,6 +54,12 @@ def is_complete(path: Path) -> bool:
     return (path / RUN_FILE).is_file() and bool(found) and not lacking
 
 
+def n_models(path: Path) -> int:
+    """How many models a run holds, as far as its summary says."""
+    models = summary(path).get("models")
+    return len(models) if isinstance(models, list) else 0
+
+
 def summary(path: Path) -> dict[str, object]:
     """The document of a run; empty where it is missing or damaged, since it is derived."""
     try:

@@ -99,7 +99,7 @@ def read(path: Path, analysis: Analysis) -> dict[str, Any]:
     doc = _about(RunFolder.read(path), analysis, (), None)
     stored = _stored(path, doc)
     if stored is not None:
-        return stored | {"run": doc["run"]}
+        return stored | {"run": doc["run"], "file": doc["file"]}
     found, _ = statistics(sources.load(str(path)).tables, analysis, doc)
     return doc | found
 
@@ -134,6 +134,7 @@ def _about(
     return {
         "schema": SCHEMA,
         "run": str(folder.path),
+        "file": str(folder.path / RUN_FILE),
         "run_id": folder.run_id,
         **about,
         "analysis": analysis.document(),
