@@ -158,10 +158,10 @@ def run(
             job.all(study.batches(pending), noted)
         except KeyboardInterrupt:
             noted.name = noted.name or "SIGINT"
-    done = folder.done()
-    finished = RunFinished(
-        sum(c.id in done for c in cells), job.failed, clock() - begun, noted.name
-    )
+    n_done = len([cell for cell in cells if cell.id in folder.done()])
+    # a signal that came with the last batch has ended nothing early
+    interrupted = noted.name if n_done < len(cells) else None
+    finished = RunFinished(n_done, job.failed, clock() - begun, interrupted)
     emit(finished)
     return finished
 

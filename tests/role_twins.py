@@ -19,7 +19,16 @@ PERMUTATIONS = 100
 """More than the 70 ways to halve eight prompts: the tests are exact there."""
 
 
-def build(tables, *, reading=None, contrast=STUDY, seed=0, n_resamples=RESAMPLES, n=PERMUTATIONS):
+def build(
+    tables,
+    *,
+    reading=None,
+    contrast=STUDY,
+    seed=0,
+    n_resamples=RESAMPLES,
+    n=PERMUTATIONS,
+    heads=True,
+):
     return document.build(
         tables,
         reading=reading or Reading(),
@@ -27,6 +36,7 @@ def build(tables, *, reading=None, contrast=STUDY, seed=0, n_resamples=RESAMPLES
         seed=seed,
         n_resamples=n_resamples,
         n_permutations=n,
+        heads=heads,
     )
 
 
@@ -139,6 +149,17 @@ def exact_p_same_length(first, second):
     observed = abs(statistic(strata))
     every = list(itertools.product(*(arrangements(*pair) for pair in strata)))
     return sum(abs(statistic(groups)) >= observed - 1e-12 for groups in every) / len(every)
+
+
+def same_length_difference(first, second):
+    """Mean difference inside lengths, weighted; of (value, length) pairs."""
+    total = weights = 0.0
+    for n in {n for _, n in first} & {n for _, n in second}:
+        one, other = [v for v, m in first if m == n], [v for v, m in second if m == n]
+        weight = len(one) * len(other) / (len(one) + len(other))
+        total += weight * (mean(one) - mean(other))
+        weights += weight
+    return total / weights if weights else math.nan
 
 
 def false_discovery(p):

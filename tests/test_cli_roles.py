@@ -3,12 +3,15 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mlxroles
 from mlxroles import cli
 from mlxroles.roles.tables_csv import CANDIDATE_COLUMNS, COMPARISON_COLUMNS
+from mlxroles.store.folder import RunFolder
 from mlxroles.studies import role_results
 
 NAMES = ("self_referent", "confounder", "neutral", "third_person")
@@ -126,7 +129,7 @@ def test_candidates_of_a_run_come_with_chance_and_null(tiny_run, call):
     assert doc["rows"] == tiny_run["candidates"]["rows"][:4]
     _, out, _ = call("candidates", tiny_run["run"], "--top-k", "4")
     assert "consistency by chance alone" in out
-    assert "shuffles of the categories" in out
+    assert "shuffles of the categories" in out.replace("\n", " ")
 
 
 def test_compat_prints_the_columns_of_the_study(shared, call):
@@ -176,18 +179,136 @@ def test_correlate_takes_every_kind_of_source(tiny_run, shared, call, tmp_path):
     assert stated["correlations"]["llama_vs_llama_20251019"]["layers_compared"] == 32
 
 
-def test_a_report_is_made_again_and_may_read_the_run_otherwise(tiny_run, call, tmp_path):
+def test_a_report_is_made_again_and_another_reading_has_a_place_of_its_own(
+    tiny_run, call, tmp_path
+):
     run = tmp_path / tiny_run["run"]
     (run / "report.html").unlink()
     status, out, _ = call("report", tiny_run["run"])
     assert (status, out.strip()) == (0, f"{tiny_run['run']}/report.html")
-    assert (run / "report.html").exists()
-    _, out, _ = call(
-        "report", "tiny", "--queries", "last", "--contrast", "third_person/neutral", "--json"
-    )
-    doc = json.loads(out)
+    page = (run / "report.html").read_bytes()
+    reading = ["--queries", "last", "--contrast", "third_person/neutral"]
+    status, out, _ = call("report", "tiny", *reading)
+    other = tmp_path / out.strip()
+    assert other.parent.parent == run / "readings"
+    doc = json.loads((other.parent / "summary.json").read_text())
     assert doc["reading"]["queries"] == "last"
-    assert doc["contrast"] == {"focus": "third_person", "reference": "neutral", "confounder": None}
+    assert doc["contrast"] == {
+        "focus": "third_person",
+        "reference": "neutral",
+        "confounder": None,
+    }
+    assert (run / "report.html").read_bytes() == page
+    _, out, _ = call("compare", "tiny", "--json")
+    assert (
+        json.loads(out)["rows"][0]["rfc_diff"]
+        == (tiny_run["raw"]["difference"]["rfc"]["ratio_of_means"]["value"][0])
+    )
+
+
+def test_the_notes_of_one_reading_do_not_reach_another(tiny_run, call, tmp_path):
+    call("entropy", "--family", "tiny", "--prompts", tmp_path / "p.json", "--queries", "last")
+    _, out, _ = call("entropy", "--family", "tiny", "--prompts", tmp_path / "p.json", "--json")
+    assert json.loads(out)["notes"] == tiny_run["notes"]
+
+
+def test_figures_of_an_earlier_reading_are_removed(tiny_run, tmp_path, monkeypatch):
+    figures = tmp_path / tiny_run["run"] / "figures"
+    figures.mkdir(exist_ok=True)
+    (figures / "confounder_base.png").write_bytes(b"old")
+    (figures / "mine.txt").write_text("kept")
+    analysis = role_results.Analysis(role_results.Reading("last"))
+    with RunFolder.reopen(tmp_path / tiny_run["run"]) as folder:
+        role_results.finish(folder, analysis)
+    assert [path.name for path in figures.iterdir()] == ["mine.txt"]
+
+
+def test_correlate_reads_back_what_compare_wrote(tiny_run, call, tmp_path):
+    run = tmp_path / tiny_run["run"]
+    shutil.copy(run / "comparison.csv", "first.csv")
+    shutil.copy(run / "comparison.csv", "second.csv")
+    status, out, _ = call("correlate", "first.csv", "second.csv", "--json")
+    assert status == 0
+    assert json.loads(out)["pairs"][0]["pearson_r"] == pytest.approx(1)
+    status, _, err = call("compare", "first.csv")
+    assert status == 1
+    assert "correlate" in err
+
+
+def test_correlate_takes_the_differences_that_a_table_states(shared, call, tmp_path):
+    table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    stated = np.random.default_rng(0).normal(size=(2, len(rows)))
+    for name, values in zip(("a.csv", "b.csv"), stated, strict=True):
+        changed = [row | {"rfc_diff": repr(float(v))} for row, v in zip(rows, values, strict=True)]
+        role_results.write_csv(tmp_path / name, changed)
+    _, out, _ = call("correlate", "--compat", "a.csv", "b.csv", "--json")
+    doc = json.loads(out)
+    assert doc["summary_stats"]["a"]["mean"] == pytest.approx(stated[0].mean())
+    r = np.corrcoef(stated)[0, 1]
+    assert doc["correlations"]["a_vs_b"]["pearson_r"] == pytest.approx(r)
+    _, out, _ = call("compare", "--compat", "a.csv", "--json")
+    assert "contradict" in json.loads(out)["notes"][0]
+
+
+def test_families_in_different_forms_are_said_to_be(tiny_run, shared, call):
+    table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
+    _, out, _ = call("correlate", "tiny", table, "--json")
+    assert "mean over heads of ratios" in json.loads(out)["notes"][0]
+
+
+def test_a_table_has_no_queries_to_choose(shared, call):
+    table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
+    status, _, err = call("compare", table, "--queries", "last")
+    assert status == 1
+    assert "--queries" in err
+
+
+def test_a_place_that_cannot_be_written_is_one_line(shared, call, tmp_path):
+    table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
+    (tmp_path / "file").write_text("x")
+    for args in (["correlate", table, table, "--out"], ["compare", table, "--csv"]):
+        status, _, err = call(*args, "file/below")
+        assert (status, err.count("\n")) == (1, 1)
+
+
+def test_a_run_outside_the_catalogue_is_named_by_its_folder(tiny_run, call, tmp_path):
+    (tmp_path / "results" / "entropy_tiny").rename(tmp_path / "results" / "entropy_mine-chat-1f")
+    status, out, _ = call("compare", "mine", "--json")
+    assert (status, json.loads(out)["family"]) == (0, "tiny (embedded)")
+    status, _, err = call("compare", "other")
+    assert status == 1
+    assert "mine-chat-1f" in err
+
+
+def test_compat_has_no_readings(shared, call):
+    golden = shared / "data" / "golden"
+    sides = ["--base", golden / "attn_base.npz", "--instruct", golden / "attn_instruct.npz"]
+    status, _, err = call("compare", "--compat", *sides, "--queries", "last")
+    assert status == 2
+    assert "--compat" in err
+
+
+def test_more_prompts_than_are_run_are_mentioned(call, tmp_path):
+    source = prompts(tmp_path / "p.json", per_category=5)
+    args = ["entropy", "--family", "tiny", "--prompts", source, "--prompts-per-category", "2"]
+    _, _, err = call(*args, "--dry-run")
+    assert "12 others do not" in err
+
+
+def test_a_family_that_cannot_run_does_not_stop_the_others(call, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    shutil.copytree(Path(mlxroles.__file__).parent / "data" / "tiny" / "base", broken)
+    weights = next(broken.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:5000])
+    own = tmp_path / "pairs.toml"
+    own.write_text(f'[bad]\nkind = "family"\nbase = "{broken}"\ninstruct = "package:tiny/base"\n')
+    monkeypatch.setenv("MLXROLES_PAIRS", str(own))
+    args = ["--family", "bad", "--family", "tiny", "--prompts", prompts(tmp_path / "p.json")]
+    status, out, err = call("pipeline", *args, "--json")
+    assert status == 3
+    assert [one["family"] for one in json.loads(out)["families"]] == ["tiny"]
+    assert "bad: " in err
 
 
 def test_a_pipeline_of_two_families_ends_in_their_correlation(call, tmp_path, monkeypatch):
@@ -239,22 +360,21 @@ def test_what_cannot_be_is_one_line_with_what_to_do(args, status, said, call):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda run: (run / "run.h5").unlink(), "run.h5"),
-        (lambda run: (run / "run.h5").write_bytes(b"not a file"), "run.h5"),
-        (lambda run: (run / "cells.jsonl").unlink(), "cells"),
-    ],
-)
-def test_a_damaged_run_is_refused_or_made_again(change, said, tiny_run, call, tmp_path):
-    run = tmp_path / tiny_run["run"]
-    change(run)
+@pytest.mark.parametrize("damage", ["missing", "not HDF5"])
+def test_a_run_without_its_packed_file_is_refused_and_made_whole_by_report(
+    damage, tiny_run, call, tmp_path
+):
+    packed = tmp_path / tiny_run["run"] / "run.h5"
+    before = packed.read_bytes()
+    packed.unlink()
+    if damage != "missing":
+        packed.write_bytes(b"not a file")
     status, _, err = call("candidates", tiny_run["run"], "--json")
-    assert status in (0, 1, 5)
-    if status:
-        assert said in err
-        assert err.count("\n") == 1
+    assert (status, err.count("\n")) == (1, 1)
+    assert "run.h5" in err
+    if damage == "missing":
+        assert call("report", tiny_run["run"])[0] == 0
+        assert len(packed.read_bytes()) == len(before)
 
 
 def test_a_contrast_that_does_not_exist_is_named(call, tmp_path):
@@ -271,6 +391,8 @@ def test_a_contrast_that_does_not_exist_is_named(call, tmp_path):
     status, _, err = call(*args)
     assert status == 1
     assert "self_referent" in err
+    assert not (tmp_path / "results").exists()
+    assert call(*args, "--dry-run")[0] == 1
 
 
 def test_hostile_categories_are_inert_everywhere(call, tmp_path):

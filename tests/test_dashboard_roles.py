@@ -53,29 +53,37 @@ def test_values_of_all_models_and_scales_share_one_scale():
     set_track(doc, ["raw"], "base", "rfc", [0.0, 0.1, 0.35, 0.7])
     set_track(doc, ["normalised"], "instruct", "rfc", [0.7, 0.35, 0.0, -0.1])
     lines = curves(doc)
-    assert lines[1].startswith("base, raw             ▂▃▅█  +0.287  0/0")
-    assert lines[5].startswith("instruct, norm        █▅▂▁")
-    assert lines[7] == "▁ -0.100 to █ +0.700 · 0 is ▂ · uniform attention +0.350 raw is ▅"
+    assert lines[0] == "RFC over layers  raw                   length-normalised"
+    assert lines[1] == "base             ▂▃▅█ +0.287  0/0      ▂▂▂▂ +0.000  0/0"
+    assert lines[2] == "instruct         ▂▂▂▂ +0.000  0/0      █▅▂▁ +0.237  0/0"
+    assert lines[4] == "▁ -0.100 to █ +0.700 · 0 is ▂ · uniform attention +0.350 raw is ▅"
 
 
 def test_layers_without_a_number_are_dots_and_equal_values_lie_in_the_middle():
     doc = role_doc()
     doc["null"]["raw"]["rfc"] = 0.0
     doc["raw"]["models"]["base"]["rfc"]["ratio_of_means"]["value"][1] = None
-    assert curves(doc)[1].startswith("base, raw             ▅·▅▅")
+    assert curves(doc)[1].startswith("base             ▅·▅▅ +0.000")
+
+
+def test_scales_that_do_not_fit_side_by_side_stand_below_each_other():
+    lines = curves(role_doc(layers=32), width=80)
+    assert [line.split()[-1] for line in lines[::4][:2]] == ["raw", "length-normalised"]
+    assert lines[1].count("█") == 32
+    assert len(lines) == 9
+    assert len(curves(role_doc(layers=32), width=120)) == 5
 
 
 def test_many_layers_share_marks_and_this_is_said():
-    doc = role_doc(layers=90)
-    lines = curves(doc, width=80)
-    assert all(len(line) <= 80 for line in lines[1:7])
-    assert "each mark: 3 layers" in lines[7]
-    assert lines[1].count("█") == 30
+    lines = curves(role_doc(layers=90), width=80)
+    assert all(len(line) <= 80 for line in lines[:-1])
+    assert lines[-1].endswith("each mark: 2 layers")
+    assert lines[1].count("█") == 45
 
 
 def test_layers_beyond_zero_after_correction_are_counted_both_ways():
     doc = set_track(role_doc(), ["raw"], "base", "rfc", [0.5, -0.5, 0.5, 0.001], q=0.01)
-    assert curves(doc)[1].endswith("2/1")
+    assert curves(doc)[1].split()[1:] == ["█▁█▅", "+0.125", "2/1", "▅▅▅▅", "+0.000", "0/0"]
 
 
 # ---- the summary
@@ -90,43 +98,53 @@ def test_the_summary_fits_80_columns_and_cuts_nothing():
     assert words(text).endswith(words(sentence(doc)))
 
 
-def test_tables_stand_side_by_side_where_there_is_room():
-    doc = role_doc()
-    wide = printed(roles_table(doc), 170).splitlines()
-    heads = [line for line in wide if "RFC, instruct" in line]
-    assert "RSI, instruct − base" in heads[0]
-    narrow = printed(roles_table(doc), 80).splitlines()
-    assert not any("RFC, instruct" in line and "RSI" in line for line in narrow)
+def test_the_summary_of_a_small_pair_is_short():
+    doc = built(layers=6, heads=8, n=99)
+    assert len(printed(roles_table(doc)).splitlines()) <= 45
 
 
 def test_marks_are_text_and_need_no_colour():
     doc = set_track(
         role_doc(), tracks.SCALES, "difference", "rfc", [0.05, 0.05, 0, 0], same=[0.01] * 4, q=0.01
     )
+    set_track(doc, tracks.SCALES, "difference", "rsi", [0.05, 0, 0, 0], q=0.01, turned=True)
     text = printed(roles_table(doc))
-    assert text.count("+0.050 [+0.040, +0.060]  *†") == 4
-    assert "* q < .05 and the interval excludes 0\n† also among prompts of equal length" in text
+    assert text.count("+0.050 [+0.040, +0.060] *†") == 4
+    assert text.count("+0.050 [+0.040, +0.060] *‡") == 2
+    assert "* q < .05, interval without 0 · † holds, ‡ reverses at equal prompt length" in text
 
 
-def test_of_many_layers_those_with_the_smallest_p_are_listed():
+def test_only_significant_layers_are_listed_and_where_there_are_none_that_is_said():
+    doc = role_doc()
+    assert "No layer is significant after correction: RFC or RSI, instruct − base." in printed(
+        roles_table(doc)
+    )
+    set_track(doc, ["raw"], "difference", "rsi", [0, 0, 0.05, 0], q=0.01)
+    text = printed(roles_table(doc))
+    assert "RSI 2  +0.050 [+0.040, +0.060] *  0.010  +0.000 [-0.010, +0.010]  1.000" in text
+    assert "RSI 1" not in text
+
+
+def test_of_a_deep_model_the_five_largest_layers_of_a_metric_are_listed():
     doc = role_doc(layers=20)
-    q = [1.0] * 20
-    q[17] = 0.001
-    set_track(doc, tracks.SCALES, "difference", "rfc", [0.1] * 20, q=q)
+    values = [0.01 * (n + 2) for n in range(20)]
+    set_track(doc, tracks.SCALES, "difference", "rfc", values, q=0.01)
     text = printed(roles_table(doc))
-    assert "RFC, instruct − base: 12 of 20 layers, those with the smallest p" in text
-    assert "   17  +0.100 [+0.090, +0.110]  *" in text
+    assert "after correction, instruct − base: the largest 5 of 20" in words(text)
+    listed = [line.split()[1] for line in text.splitlines() if line.startswith("RFC ")]
+    assert listed[2:] == ["15", "16", "17", "18", "19"]
 
 
 def test_heads_and_candidates_stand_with_what_survives():
     text = printed(roles_table(role_doc(candidates=candidates())))
-    assert " 3.1      -0.100  -1.00 [-1.50, -0.50]  0.002  0.300  0.400  0.100" in text
-    assert "1   2.3  -0.080 [-0.100, +0.010]  -0.12   0.90    0.50   5.25  0.200  0.300" in text
-    assert "none of 16 heads significant against shuffled labels" in words(text)
+    assert " 3.1      -0.100  -1.00 [-1.50, -0.50]  0.002  0.300  0.400   0.100" in text
+    assert "2.3  -0.080 [-0.100, +0.010]      0.90    0.50   5.25  2.75  0.001  0.300" in text
+    assert "Candidates for patching: none of 16 heads beyond chance" in text
+    assert "consist.: 0.57 by chance" in text
 
 
 def test_where_forms_or_scales_disagree_it_is_said_before_the_finding():
-    doc = set_track(role_doc(), ["raw"], "difference", "rfc", [0.05] * 4)
+    doc = set_track(role_doc(), ["raw"], "difference", "rfc", [0.05] * 4, q=0.01)
     set_track(doc, ["normalised"], "difference", "rfc", [-0.05] * 4)
     assert "raw and length-normalised disagree in sign" in words(printed(roles_table(doc)))
 
@@ -197,7 +215,7 @@ def test_the_comparison_of_the_original_study_is_shown_without_tests(shared):
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     text = printed(comparison_table([row | {"layer": int(row["layer"])} for row in rows]))
     assert "    1  -0.128    -0.108  +0.019 [-0.146, +0.185]" in text
-    assert "=len" not in text
+    assert "p =len" not in text
     assert "intervals over heads, as in the original study" in text
 
 
@@ -205,7 +223,7 @@ def test_candidates_of_the_original_study_have_no_p():
     row = {"layer": 27, "head": 5, "rank": 1, "did_median": -0.1, "did_log_ratio_median": -1.028}
     row |= {"did_consistency": 0.9, "baseline_entropy": 0.2, "composite_score": 9.5}
     text = printed(candidates_table([row]))
-    assert "1  27.5      -0.100  -1.03   0.90    0.20   9.50" in text
+    assert "27.5      -0.100      0.90    0.20   9.50" in text
     assert "p max" not in text
 
 
@@ -229,6 +247,22 @@ def test_correlations_stand_beside_every_way_of_testing_them():
     for name in ("pearson_p", "n_eff_p", "shift_p", "detrended_p"):
         assert f"{pair[name]:.3f}" in text
     assert words(pair["verdict"]) in words(text)
+
+
+def test_the_correlations_of_the_original_study_are_shown_as_its_document_has_them():
+    stats = {"mean": -0.023, "std": 0.03, "min": -0.081, "max": 0.041, "total_layers": 32}
+    stats |= {"significant_positive": 5, "near_zero": 6, "significant_negative": 21}
+    pair = {"pearson_r": 0.5, "pearson_p": 0.004, "spearman_r": 0.4, "spearman_p": 0.02}
+    doc = {
+        "summary_stats": {"llama": stats, "[b]\x1b[2J": stats},
+        "correlations": {"llama_vs_[b]\x1b[2J": pair | {"layers_compared": 32}},
+    }
+    text = printed(correlation_table(doc))
+    assert "llama           32  -0.023  0.030  -0.081  +0.041      5        6      21" in text
+    assert "llama and [b]\\x1b[2J      32     +0.500  0.004      +0.400  0.020" in text
+    assert "as in the original study" in text
+    assert "p max" not in text
+    assert "Correlation" not in printed(correlation_table(doc | {"correlations": {}}))
 
 
 def test_cells_that_do_not_fit_are_cut_with_what_the_terminal_has():

@@ -1,6 +1,8 @@
 """Entropies as a run stores them: row by row against transformers and plain sums."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from mlxroles.forward import by_blocks, forward
 from mlxroles.models.load import load
 from mlxroles.pairs import pair
 from mlxroles.prompts import Prompt, load_prompts
+from mlxroles.roles import sources
+from mlxroles.roles.table import Entropies
 from mlxroles.runner import Result
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.reader import axes, read
@@ -171,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(after, tmp_path, monkeypatch):
             read(tmp_path / place / "run" / "run.h5", name) for place in ("whole", "killed")
         )
         assert first.tobytes() == second.tobytes()
-    same = ("raw", "normalised", "heads", "candidates", "null", "sentence")
+    same = ("raw", "normalised", "heads", "candidates", "null", "sentence", "notes")
     assert json.dumps([whole[k] for k in same]) == json.dumps([resumed[k] for k in same])
 
 
@@ -181,11 +185,11 @@ def test_a_finished_run_is_not_worked_out_again_unless_it_is_read_otherwise(tmp_
     first = run(EntropyStudy(Subject.of_pair(pair("tiny")), prompts), tmp_path)
     statistics = role_results.statistics
     monkeypatch.setattr(role_results, "statistics", lambda *a: pytest.fail("worked out again"))
-    again = role_results.finish(RunFolder.read(folder), QUICK)
+    again = role_results.finish(RunFolder.reopen(folder), QUICK)
     assert json.dumps(again["raw"]) == json.dumps(json.loads(json.dumps(first["raw"])))
     monkeypatch.setattr(role_results, "statistics", statistics)
     last = Analysis(role_results.Reading("last"), n_resamples=200, n_permutations=200)
-    other = role_results.finish(RunFolder.read(folder), last)
+    other = role_results.read(folder, last)
     assert other["reading"]["queries"] == "last"
     assert other["raw"]["models"] != first["raw"]["models"]
 
@@ -208,6 +212,44 @@ def test_a_run_that_lacks_cells_says_so_and_claims_nothing(tmp_path, monkeypatch
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_signal_with_the_last_batch_leaves_a_whole_run(tmp_path, monkeypatch):
+    study = EntropyStudy(Subject.of_pair(pair("tiny")), id_prompts([5, 6, 5, 5]))
+    compute = EntropyStudy.compute
+
+    def signalled(self, batch):
+        yield from compute(self, batch)
+        if batch.cells[-1] == self.batches(self.cells)[-1].cells[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(EntropyStudy, "compute", signalled)
+    doc = run(study, tmp_path)
+    assert (doc["missing_cells"], doc["interrupted"]) == (0, None)
+    assert sources.find(str(tmp_path / "run")) == tmp_path / "run"
+
+
+def test_prompts_that_make_too_large_a_table_are_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(entropy_study, "memory_limit", lambda: 10**6)
+    with pytest.raises(PromptError, match="3 prompts of up to 400 tokens make a table of"):
+        EntropyStudy(Subject.of_pair(pair("tiny")), id_prompts([5, 5, 400]))
+
+
+def test_a_model_with_sinks_is_said_to_have_them():
+    found = summaries(tiny("gpt_oss"), [[1, 2, 3, 4], [5, 6, 7, 8]])
+    plain = summaries(tiny("llama"), [[1, 2, 3, 4], [5, 6, 7, 8]])
+    for arrays, has_sinks in ((found, True), (plain, False)):
+        table = Entropies(
+            "model",
+            ("a", "b"),
+            ("x", "y"),
+            np.array([4, 4]),
+            np.array([False, False]),
+            tuple(range(arrays["entropy"].shape[1])),
+            **arrays,
+        )
+        doc, _ = role_results.statistics({"model": table}, QUICK, {})
+        assert doc["has_sinks"] is has_sinks
+
+
 def test_a_long_prompt_that_cannot_run_in_parts_is_refused_with_its_size(monkeypatch, tmp_path):
     prompts = id_prompts([40], vocab=60)
     study = EntropyStudy(Subject.of_pair(pair("tiny")), prompts)
@@ -224,7 +266,7 @@ def test_prompts_are_taken_from_the_front_of_each_category_and_oddities_are_told
     prompts += [Prompt("c0", text="one")]
     found, notes = role_prompts(prompts, per_category=2, chat_template=False)
     assert [p.id for p in found] == ["a0", "a1", "b0", "b1", "c0"]
-    assert any("more than once" in note for note in notes)
+    assert any("2 times" in note for note in notes)
     assert any("different numbers of prompts" in note for note in notes)
     asked, _ = role_prompts(prompts, per_category=1, chat_template=True)
     assert asked[0].messages[0] == ("user", "text 0")

@@ -250,19 +250,27 @@ def test_the_contrasts_and_metrics_are_the_documents_rows(figures, doc):
     assert level in [each.get_ydata()[0] for each in raw.lines if len(set(each.get_ydata())) == 1]
 
 
-def test_marks_follow_the_corrected_tests_of_the_document(doc, tables):
+def test_marks_are_the_flags_of_the_document_whatever_q_says(doc, tables):
     altered = json.loads(json.dumps(doc))
     test = altered["raw"]["difference"]["rfc_test"]
-    test["q"] = [0.01, 0.01, 0.2, None, 0.05]
-    test["q_same_length"] = [0.3, 0.04, 0.01, None, None]
+    test["q"] = [0.5, 0.5, 0.001, 0.001, None]
+    test["significant"] = [True, True, False, False, True]
+    test["holds_at_equal_length"] = [False, True, False, False, False]
+    test["reverses_at_equal_length"] = [False, False, False, False, True]
     figure = dict(drawn(altered, tables))["differences"]
     values = doc["raw"]["difference"]["rfc"]["ratio_of_means"]["value"]
     axes = panels(figure)[0]
     blue, ink = canvas.BLUE, canvas.INK
     assert marked(axes, values) == {
-        0: (blue, blue), 1: (blue, ink), 2: ("white", blue), 3: ("white", blue), 4: (blue, blue)
+        0: (blue, blue), 1: (blue, ink), 2: ("white", blue), 3: ("white", blue), 4: (blue, ink)
     }  # fmt: skip
-    assert "also at equal prompt length" in texts(figure)
+    half = [each for each in axes.lines if each.get_fillstyle() == "left" and len(each.get_xdata())]
+    assert [list(each.get_xdata()) for each in half] == [[4.0]]
+    said = texts(figure)
+    assert "holds at equal prompt length" in said
+    assert "reverses at equal prompt length" in said
+    test["reverses_at_equal_length"] = [False] * 5
+    assert "reverses at equal prompt length" not in texts(dict(drawn(altered, {}))["differences"])
 
 
 def test_the_comparison_shows_both_models_and_the_null(figures, doc):
@@ -292,7 +300,13 @@ def test_candidates_beyond_the_null_are_told_from_those_within(doc, tables):
     )
     colors = {patch.get_y() > 1.5: patch.get_facecolor() for patch in left.patches}
     assert colors[False] == to_rgba(canvas.VERMILION) != colors[True]
-    limit = altered["candidates"]["null"]["max_composite_95"]
+    bars = {round(patch.get_y() + patch.get_height() / 2): patch for patch in left.patches}
+    assert [bars[at].get_width() for at in range(len(rows))] == pytest.approx(
+        [row["z_null"] for row in reversed(rows)]
+    )
+    numbers = [text.get_text() for text in left.texts]
+    assert numbers == [*(f"{row['composite_score']:.2f}" for row in reversed(rows)), "score"]
+    limit = altered["candidates"]["null"]["max_z_95"]
     assert limit in [each.get_xdata()[0] for each in left.lines]
     assert [row["did_median"] for row in reversed(rows)] in [
         list(each.get_xdata()) for each in right.lines

@@ -12,7 +12,7 @@ from role_docs import LAYERS, built, candidates, role_doc, set_track
 from mlxroles.errors import StoreError
 from mlxroles.report import html, markdown, sentence
 from mlxroles.report.roles import captions, rows, sorting, tracks
-from mlxroles.report.roles.findings import exchange, findings, forms, influence
+from mlxroles.report.roles.findings import exchange, findings, forms, smallest_p
 from mlxroles.report.roles.reading import reading
 from mlxroles.report.roles.tracks import track
 
@@ -33,14 +33,20 @@ def found(doc, who="instruct", metric="rfc"):
 # ---- what counts
 
 
-def test_a_layer_counts_only_with_a_corrected_p_and_an_interval_without_zero():
+def test_what_counts_is_read_from_the_document_whatever_q_and_interval_say():
     doc = role_doc()
-    set_track(doc, BOTH, "base", "rfc", [0.05, 0.05, -0.05, 0.005], q=[0.04, 0.05, 0.01, 0.001])
+    set_track(doc, BOTH, "base", "rfc", [0.05, 0.05, -0.05, 0.005], q=[0.04, 1.0, 0.01, 0.001])
+    test = doc["raw"]["models"]["base"]["rfc_test"]
+    test["significant"] = [False, True, True, True]
+    test["holds_at_equal_length"] = [False, False, True, False]
+    test["reverses_at_equal_length"] = [False, True, False, False]
     own = track(doc, "base", "rfc")
-    assert (own.up, own.down) == ({0}, {2})
+    assert (own.up, own.down) == ({1, 3}, {2})
+    assert (own.same_length, own.reversed) == ({2}, {1})
     assert own.uncorrected == 3
     assert own.expected == pytest.approx(0.05 * LAYERS)
     assert own.excludes_zero == 3
+    assert track(doc, "base", "rfc", form="log_ratio").significant == frozenset()
 
 
 def test_numbers_that_are_null_count_nowhere():
@@ -48,9 +54,10 @@ def test_numbers_that_are_null_count_nowhere():
     set_track(doc, BOTH, "base", "rfc", [0.05] * 4, q=0.001)
     one = doc["raw"]["models"]["base"]["rfc"]["ratio_of_means"]
     one["value"][0], one["ci"][0], one["ci"][1] = None, [None, None], None
-    doc["raw"]["models"]["base"]["rfc_test"]["q"][2] = None
+    doc["raw"]["models"]["base"]["rfc_test"]["p"][2] = None
     own = track(doc, "base", "rfc")
-    assert own.significant == {3}
+    assert own.uncorrected == 3
+    assert own.expected == pytest.approx(0.05 * 3)
     assert own.mean == pytest.approx(0.05)
 
 
@@ -72,24 +79,16 @@ def test_how_far_a_result_carries(raw, normalised, same, standing):
     assert found(doc).standing == standing
 
 
-def test_equal_lengths_count_only_where_the_layer_is_significant_anyway():
-    doc = role_doc()
-    set_track(
-        doc, BOTH, "base", "rfc", [0.05] * 4, q=[0.01, 1.0, 0.01, 1.0], same=[1, 0.01, 0.01, 1]
-    )
-    assert track(doc, "base", "rfc").same_length == {2}
-
-
 # ---- the sentence
 
 
 def test_nothing_is_said_to_be_nothing():
     assert sentence(role_doc()) == (
-        "In base and instruct no difference in attention entropy between self_referent and "
+        "In base and instruct, no difference in attention entropy between self_referent and "
         "neutral prompts (RFC) survives correction in any of 4 layers. From base to instruct no "
         "change of RFC or RSI survives correction in any of 4 layers. Of 16 heads none differs "
-        "after correction. Prompts: 12 self_referent, 12 neutral, 12 confounder; corrected "
-        "(Benjamini-Hochberg) over layers or heads."
+        "after correction. Prompts: 12 self_referent, 12 neutral, 12 confounder; correction: "
+        "Benjamini-Hochberg over layers or heads."
     )
 
 
@@ -100,26 +99,62 @@ def test_a_result_that_holds_is_said_with_its_numbers():
     )
     assert (
         "From base to instruct RFC rises in 2 and falls in 1 of 4 layers, length-normalised (most "
-        "in layer 2, RFC -0.070 [-0.080, -0.060]); 1 of these also when only prompts of equal "
-        "length are exchanged. Of 16" in sentence(doc)
+        "in layer 2: RFC -0.070 [-0.080, -0.060]); 1 of these holds among prompts of equal length. "
+        "Of 16" in sentence(doc)
     )
-    assert sentence(doc).endswith("brackets are 95 % bootstrap intervals over prompts.")
+    assert sentence(doc).endswith("brackets: 95 % bootstrap intervals.")
+
+
+def test_one_layer_is_told_as_one():
+    doc = set_track(
+        role_doc(), ["normalised"], "base", "rfc", [0, 0, -0.05, 0], q=[1, 1, 0.01, 1], same=0.01
+    )
+    assert (
+        "In base, attention entropy is higher on self_referent than on neutral prompts in 1 of 4 "
+        "layers, length-normalised (layer 2: RFC -0.050 [-0.060, -0.040]), in none on the raw "
+        "scale; this holds among prompts of equal length." in sentence(doc)
+    )
+
+
+def test_layers_that_reverse_among_prompts_of_equal_length_are_named_everywhere():
+    doc = role_doc()
+    turned = [True, False, True, False]
+    set_track(doc, BOTH, "difference", "rfc", [0.05] * 4, q=0.01, same=0.01, turned=turned)
+    assert (
+        "2 of these hold among prompts of equal length, and 2 reverse among prompts of equal "
+        "length (layers 0 and 2)" in sentence(doc)
+    )
+    assert "RFC, instruct − base, raw: layers 0 and 2 reverse among prompts of equal" in read(doc)
+    grid = rows.layer_grid(doc, "rfc", "normalised")
+    assert grid.head[-1] == "among prompts of equal length"
+    assert [row[-1] for row in grid.rows] == ["reverses", "holds", "reverses", "holds"]
+    assert [row[3].split()[-1] for row in grid.rows] == ["*‡", "*†", "*‡", "*†"]
+    glance = rows.glance_grid(doc)
+    assert dict(zip(glance.head, glance.rows[4], strict=True))["reverses at equal lengths"] == (
+        "2 / 0"
+    )
+    assert "reverses at equal lengths" not in rows.glance_grid(role_doc()).head
+    one = [True, False, False, False]
+    set_track(doc, BOTH, "difference", "rfc", [0.05, 0, 0, 0], q=0.01, turned=one)
+    assert "; this reverses among prompts of equal length." in sentence(doc)
+    set_track(doc, ["normalised"], "difference", "rfc", [0.0] * 4)
+    assert "may be all there is to it; this reverses among prompts of" in sentence(doc)
 
 
 def test_what_only_the_raw_scale_shows_is_put_down_to_length():
     doc = set_track(role_doc(), ["raw"], "base", "rfc", [0.05] * 4, q=0.01)
     assert (
-        "In base self_referent entropy is lower than neutral in 4 of 4 layers on the raw scale, "
-        "but in none once entropies are length-normalised: prompt length may be all there is to it."
-        in sentence(doc)
+        "In base, attention entropy is lower on self_referent than on neutral prompts in 4 of 4 "
+        "layers on the raw scale, but in none once entropies are length-normalised: prompt length "
+        "may be all there is to it." in sentence(doc)
     )
 
 
 def test_what_prompts_of_equal_length_do_not_confirm_is_said():
     doc = set_track(role_doc(), BOTH, "base", "rfc", [-0.05] * 4, q=0.01)
     text = sentence(doc)
-    assert "self_referent entropy is higher than neutral in 4 of 4 layers" in text
-    assert "nothing survives when only prompts of equal length are exchanged" in text
+    assert "higher on self_referent than on neutral prompts in 4 of 4 layers" in text
+    assert "none of these hold among prompts of equal length" in text
     doc = set_track(doc, BOTH, "base", "rfc", [-0.05] * 4, q=0.01, same=float("nan"))
     assert "no prompts of equal length allow a check" in sentence(doc)
 
@@ -131,25 +166,35 @@ def test_scales_that_disagree_in_sign_are_named():
     assert "significant on both scales, with opposite signs" in read(doc)
 
 
-def test_too_few_prompts_for_any_p_are_said():
+def test_too_few_prompts_for_any_p_are_said_from_what_was_permuted():
     doc = role_doc(n=3)
-    assert exchange(doc, "self_referent", "neutral").smallest_p == pytest.approx(2 / 20)
+    assert smallest_p(doc, "rfc") == pytest.approx(1 / 10_001)
+    for metric in ("rfc", "rsi"):
+        doc["raw"]["models"]["base"][f"{metric}_test"] |= {"n_permutations": 20, "exact": True}
+    assert smallest_p(doc, "rfc") == pytest.approx(2 / 20)
     assert sentence(doc).endswith("With so few prompts no test can reach p < .05.")
     assert "that nothing is significant for RFC says nothing" in read(doc)
     assert "With so few" not in read(role_doc())
+    doc["lengths"]["neutral"]["n"] = 4
+    assert smallest_p(doc, "rfc") == pytest.approx(1 / 20)
 
 
-def test_one_model_and_no_categories():
-    text = sentence(role_doc(models=("model",)))
-    assert text.startswith("In model no difference")
-    assert "From base" not in text
-    assert sentence(role_doc(contrast=None)).startswith("Entropies were measured, but no two")
-
-
-def test_failed_cells_are_counted():
-    assert sentence(role_doc(failed_cells=["x", "y"])).endswith(
-        "2 cells failed; what they hold is left out."
+def test_one_model_is_not_called_model():
+    doc = role_doc(models=("model",))
+    assert sentence(doc).startswith(
+        "No difference in attention entropy between self_referent and neutral or confounder "
+        "prompts (RFC, RSI) survives correction in any of 4 layers. Of 16 heads"
     )
+    set_track(doc, BOTH, "model", "rsi", [0.05] * 4, q=0.01, same=0.01)
+    assert (
+        "Attention entropy is lower on self_referent than on confounder prompts in 4 of 4 layers"
+        in sentence(doc)
+    )
+    assert "In model" not in sentence(doc)
+    assert "4 heads each in the model, 48 prompts" in read(doc)
+    assert rows.glance_grid(doc).rows[0][-1] == "the model"
+    assert captions.caption("entropy_model").startswith("Mean attention entropy")
+    assert sentence(role_doc(contrast=None)).startswith("Entropies were measured, but no two")
 
 
 # ---- the reading
@@ -161,21 +206,25 @@ def test_what_lengths_alone_give_is_held_against_the_mean():
     set_track(doc, BOTH, "base", "rfc", [0.05, 0.07, 0.05, 0.07])
     set_track(doc, BOTH, "base", "rsi", [0.1] * 4)
     set_track(doc, BOTH, "instruct", "rfc", [-0.1] * 4)
-    text = read(doc)
-    assert "alone gives +0.030, 50 % of the raw mean" in text
-    assert "alone gives +0.200, as much as was measured or more" in text
-    assert "alone gives +0.030, of the opposite sign" in text
+    assert (
+        "RFC: uniform attention on these lengths alone gives +0.030, 50 % of the raw mean over "
+        "layers of base (+0.060), opposite in sign to the raw mean over layers of instruct "
+        "(-0.100)." in read(doc)
+    )
+    set_track(doc, BOTH, "instruct", "rsi", [0.15] * 4)
+    assert (
+        "RSI: uniform attention on these lengths alone gives +0.200, no less than the raw mean "
+        "over layers of base (+0.100) and of instruct (+0.150)." in read(doc)
+    )
 
 
 def test_chance_stands_beside_what_is_uncorrected():
     doc = set_track(role_doc(), BOTH, "base", "rfc", [0.0, 0.0, 0.0, 0.0], q=[0.03, 1, 1, 1])
-    assert (
-        "nothing survives correction in any of 4 layers. (p < .05 before correction: 1, by "
-        in read(doc)
-    )
-    assert "of 16 heads nothing survives correction; before correction p < .05 in 1, where" in read(
-        doc
-    )
+    row = dict(zip(rows.glance_grid(doc).head, rows.glance_grid(doc).rows[0], strict=True))
+    assert (row["p < .05, uncorrected"], row["by chance"]) == ("1", "0.2")
+    heads = rows.head_counts_grid(doc)
+    assert heads.rows[0] == ["16", "1", "0.8", "0", "0", "0", "base"]
+    assert [row[-1] for row in heads.rows] == ["base", "instruct", "instruct − base"]
 
 
 def test_forms_that_disagree_are_named_and_forms_that_agree_are_not():
@@ -194,7 +243,6 @@ def test_forms_that_disagree_are_named_and_forms_that_agree_are_not():
 
 def test_the_layer_that_decides_a_mean_is_named():
     doc = set_track(role_doc(), BOTH, "difference", "rfc", [1.39, -0.01, -0.02, 0.0])
-    assert influence(track(doc, "difference", "rfc")).layer == 0
     assert (
         "RFC, instruct − base: layer 0 alone decides the raw mean over layers: +0.340 with it, "
         "-0.010 without." in read(doc)
@@ -203,30 +251,36 @@ def test_the_layer_that_decides_a_mean_is_named():
     assert "alone decides" not in read(even)
 
 
-def test_heads_near_zero_are_flagged_with_their_names():
-    doc = role_doc()
-    doc["heads"]["flagged"] = [[0, head] for head in range(8)]
-    text = read(doc)
+def test_candidates_stand_against_their_null_in_text_and_table():
+    doc = role_doc(candidates=candidates())
     assert (
-        "8 heads with a reference entropy below .01 nat (0.0, 0.1, 0.2, 0.3, 0.4, 0.5 and 2" in text
+        "Against shuffled labels none of 16 heads is beyond what the best of them reaches by "
+        "chance: the largest z of those listed is 2.75, and in 95 % of shuffles the largest of all "
+        "heads stays below 3.50." in read(doc)
     )
-
-
-def test_candidates_stand_against_their_null():
-    assert (
-        "Against shuffled labels nothing survives correction over all heads: the best score is "
-        "5.25, and in 95 % of shuffles the best stays below 6.50."
-        in read(role_doc(candidates=candidates()))
+    assert "2 of 16 heads are beyond what the best of all heads reaches by chance" in read(
+        role_doc(candidates=candidates(2))
     )
-    assert "2 heads reach p < .05 over all heads" in read(role_doc(candidates=candidates(2)))
+    grid = rows.candidate_grid(doc)
+    assert "q" not in grid.head
+    assert grid.rows[0][3:] == [
+        "-0.080 [-0.100, +0.010]",
+        "0.90",
+        "0.500",
+        "5.25",
+        "2.75",
+        "0.001",
+        "0.300",
+    ]
+    assert "0.57 by chance" in html(doc, {})
 
 
 def test_a_threshold_is_not_taken_for_significance():
     doc = set_track(role_doc(), BOTH, "difference", "rfc", [0.05, 0.05, -0.05, 0.0])
     doc["difference_summary"] = {"rfc": {"significant_positive": 2, "significant_negative": 1}}
     assert (
-        "RFC changes by more than .01 in 3 of 4 layers (2 up, 1 down), but on the raw scale none "
-        "of 4 survive correction" in read(doc)
+        "A threshold is not significance: RFC changes by more than .01 in 3 of 4 layers, "
+        "significantly in none (raw scale)." in read(doc)
     )
 
 
@@ -260,8 +314,9 @@ def test_a_planted_effect_is_read_as_one():
     doc = built(seed=2, effect=0.8)
     assert found(doc).standing == "holds"
     assert found(doc, "base").standing == "nothing"
-    assert "In instruct self_referent entropy is lower than neutral in 4 of 4 layers" in sentence(
-        doc
+    assert (
+        "In instruct, attention entropy is lower on self_referent than on neutral prompts in 4 of 4"
+        in sentence(doc)
     )
     assert "From base to instruct RFC rises in 4 of 4 layers" in sentence(doc)
 
@@ -288,11 +343,13 @@ def test_the_table_of_layers_holds_value_interval_and_marks():
         "p",
         "q",
         "q, equal lengths",
+        "among prompts of equal length",
     ]
     assert grid.title.endswith("(uniform attention on these lengths: -0.044)")
-    assert grid.rows[0][3:] == ["+0.050 [+0.040, +0.060] *", "0.010", "0.010", "1.000"]
+    assert grid.rows[0][3] == "+0.050 [+0.040, +0.060] *"
+    assert grid.rows[0][4:] == ["0.010", "0.010", "1.000", "not confirmed"]
     assert grid.rows[1][3] == "+0.000 [-0.010, +0.010]"
-    assert grid.rows[3][3].endswith("*†")
+    assert (grid.rows[3][3][-2:], grid.rows[3][-1]) == ("*†", "holds")
 
 
 def test_every_question_has_one_row_at_a_glance():
@@ -330,7 +387,7 @@ def test_all_heads_of_every_model_are_listed_with_the_smallest_p():
 def test_the_markdown_summary_holds_sentence_reading_and_tables():
     doc = role_doc(candidates=candidates())
     text = markdown(doc)
-    assert text.startswith("# Role metrics of Tiny\n\nIn base and instruct no difference")
+    assert text.startswith("# Role metrics of Tiny\n\nIn base and instruct, no difference")
     for heading in ("What was asked", "What the data do not show", "Candidates for patching"):
         assert f"## {heading}\n" in text
     assert "| 2 | \\+0.000 \\[-0.010, \\+0.010\\] |" in text
@@ -418,6 +475,7 @@ def test_figures_stand_together_first_then_per_model(figures):
     order = ["Together", "Bands: 95 % bootstrap", "Instruct minus base per layer", "base: Mean att"]
     order += [
         "base: Entropy per prompt",
+        "instruct: 1 figure",
         "instruct: Per layer the three",
         "Further figures",
         "extra",
@@ -510,16 +568,38 @@ def test_the_forms_stand_side_by_side_with_how_many_intervals_exclude_zero():
     grid = rows.form_grid(doc)
     assert grid.rows[0][:4] == ["RFC", "raw", "+0.000 (0)", "+0.150 (2)"]
     assert len(grid.rows) == 12
+    doc["null"]["raw"]["forms"] = {"head_form": {"rfc": -0.03, "rsi": None}}
+    uniform = rows.form_grid(doc).rows[6]
+    assert uniform == ["RFC", "raw", "–", "-0.030", "–", "–", "–", "uniform attention"]
 
 
-def test_permutations_too_coarse_for_one_head_are_said():
-    doc = role_doc()
-    assert "must reach it before one survives" not in read(doc)
-    doc["heads"]["n"] = 1024
+def test_permutations_too_coarse_for_one_head_are_said_from_what_the_tests_stored():
+    doc = role_doc(n_permutations=10)
+    assert "before any survives" not in read(doc)
+    found = doc["heads"]["what"]["difference"]["normalised"]
+    found |= {"n": 1024, "smallest_q": 0.1024, "n_permutations": 9_999}
     assert (
-        "The smallest p that these permutations can give is 0.0001: of 1,024 heads at least 3 must "
-        "reach it before one survives Benjamini-Hochberg." in read(doc)
+        "With 9,999 permutations a head that differs alone reaches q = 0.1 at best: of 1,024 heads "
+        "at least 3 must reach the smallest p before any survives Benjamini-Hochberg (more "
+        "permutations lower it)." in read(doc)
     )
+    found["exact"] = True
+    assert "(these are all that there are)" in read(doc)
+
+
+def test_an_instruct_model_without_its_template_is_said_as_the_study_writes_it():
+    said = "The instruct model was read on raw text without its chat template"
+    assert said in read(role_doc(chat_template=False))
+    assert said in read(role_doc(models=("instruct",), chat_template=False))
+    assert said not in read(role_doc(models=("base",), chat_template=False))
+    for value in (True, None):
+        assert said not in read(role_doc(chat_template=value))
+
+
+def test_sinks_are_said():
+    said = "the weights of real keys sum to less than 1, so that query 0 has an entropy above 0"
+    assert said in read(role_doc(has_sinks=True))
+    assert said not in read(role_doc())
 
 
 def test_heads_that_only_the_maximum_statistic_keeps_are_not_hidden():

@@ -7,6 +7,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from mlxroles.errors import PromptError
 from mlxroles.prompts import load_prompts
 
 SHORT = {
@@ -148,3 +149,22 @@ class TestPublished:
     def test_its_lengths_differ_by_category(self, published):
         counted = lengths(published, word_length)
         assert counted.mean(1) == pytest.approx([173 / 30, 6.5, 163 / 30, 6.5])
+
+
+def test_a_toml_file_may_hold_categories(tmp_path):
+    for head in ("", "[categories]\n"):
+        path = tmp_path / "set.toml"
+        path.write_text(head + 'code = ["a = 1", "b = 2"]\nprose = ["It rained."]\n')
+        prompts = load_prompts(str(path))
+        assert [p.category for p in prompts] == ["code", "code", "prose"]
+
+
+def test_a_category_without_prompts_or_name_is_refused(tmp_path):
+    path = tmp_path / "set.json"
+    for content, said in (
+        ('{"a": [], "b": ["x"]}', "'a' has no prompts"),
+        ('{"": ["x"]}', "has no name"),
+    ):
+        path.write_text(content)
+        with pytest.raises(PromptError, match=said):
+            load_prompts(str(path))

@@ -59,6 +59,7 @@ def test_rows_of_another_form(doc):
     found = compare.rows(doc, form="log_ratio")
     expected = doc["raw"]["difference"]["rsi"]["log_ratio"]["value"]
     assert [row["rsi_diff"] for row in found] == expected
+    assert {row["null_rsi"] for row in found} == {doc["null"]["raw"]["forms"]["log_ratio"]["rsi"]}
 
 
 def test_summary_of_differences_is_plain_counting():
@@ -68,7 +69,10 @@ def test_summary_of_differences_is_plain_counting():
     model = {"rfc": level, "rsi": None}
     difference = {
         "rfc": {"ratio_of_means": {"value": values, "ci": ci}},
-        "rfc_test": {"q": [0.01, 0.06, 1, 0.05, 1, math.nan], "q_same_length": [0.2] * 6},
+        "rfc_test": {
+            "significant": [True, False, False, True, False, False],
+            "holds_at_equal_length": [False, False, False, True, False, False],
+        },
         "rsi": None, "rsi_test": None,
     }  # fmt: skip
     raw = {"models": {"base": model, "instruct": model}, "difference": difference}
@@ -96,10 +100,30 @@ def test_summary_of_differences_is_plain_counting():
     assert {name: found["rfc"][name] for name in expected} == pytest.approx(expected)
     assert found["rfc"]["ci_excludes_zero"] == [10, 13]
     assert found["rfc"]["q_below_05"] == [10, 13]
-    assert found["rfc"]["q_same_length_below_05"] == []
+    assert found["rfc"]["q_same_length_below_05"] == [13]
     assert found["rfc"]["largest_negative"] == [13, 11, 15]
     assert found["rfc"]["largest_positive"] == [10, 14, 12]
     assert found["rfc"]["levels"]["base"]["mean"] == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize(
+    ("values", "layer", "without", "decides"),
+    [
+        ([0.1, 0.2, 0.9, 0.2], 7, 0.5 / 3, True),  # loses more than half
+        ([0.1, 0.2, 0.1, -0.9], 8, 0.4 / 3, True),  # changes its sign
+        ([0.3, 0.2, 0.25, 0.4], 8, 0.25, False),
+        ([math.nan, 0.2, 0.3, 0.2], 7, 0.2, False),
+    ],
+)
+def test_layer_that_moves_a_mean_most(values, layer, without, decides):
+    found = compare.without_one((5, 6, 7, 8), values)
+    assert found is not None
+    assert found.layer == layer
+    assert found.without == pytest.approx(without)
+    known = [value for value in values if not math.isnan(value)]
+    assert found.mean == pytest.approx(statistics.mean(known))
+    assert found.decides is decides
+    assert compare.without_one((5, 6), (0.1, math.nan)) is None
 
 
 def test_summary_of_one_model_is_none():

@@ -69,8 +69,8 @@ def test_without_an_effect_one_in_twenty_tests_says_otherwise():
                 ("heads, any", found["significant_max"] > 0),
                 ("heads, false discovery", found["significant_bh"] > 0),
                 ("heads, same length", found["significant_same_length"] > 0),
-                ("layers, rfc", min(layers["rfc_test"]["q"]) <= 0.05),
-                ("layers, rsi", min(layers["rsi_test"]["q"]) <= 0.05),
+                ("layers, rfc", min(layers["rfc_test"]["q"]) < 0.05),
+                ("layers, rsi", min(layers["rsi_test"]["q"]) < 0.05),
             ):
                 alarms.setdefault((scale, what, name), []).append(alarm)
         alarms.setdefault("candidates", []).append(doc["candidates"]["significant"] > 0)
@@ -166,6 +166,14 @@ COLUMNS = [
     "reference",
     "confounder",
     "diff",
+    "diff_same_length",
+    "rfc",
+    "rfc_low",
+    "rfc_high",
+    "rsi",
+    "rsi_low",
+    "rsi_high",
+    "log_ratio",
     "d",
     "d_low",
     "d_high",
@@ -176,8 +184,23 @@ COLUMNS = [
     "q",
     "p_max",
     "p_same_length",
+    "q_same_length",
     "flagged",
 ]
+TEST = {
+    "p",
+    "q",
+    "p_same_length",
+    "q_same_length",
+    "diff",
+    "diff_same_length",
+    "significant",
+    "holds_at_equal_length",
+    "reverses_at_equal_length",
+    "n_permutations",
+    "exact",
+    "n_permutations_same_length",
+}
 
 
 def test_keys_and_shapes(tables, doc):
@@ -198,12 +221,13 @@ def test_keys_and_shapes(tables, doc):
         for found in doc[scale]["models"].values():
             assert set(found) == {"category", "rfc", "rsi", "rfc_test", "rsi_test", "contrast"}
         assert set(doc[scale]["difference"]) == {"rfc", "rsi", "rfc_test", "rsi_test"}
-        test = doc[scale]["difference"]["rsi_test"]
-        assert set(test) == {"p", "q", "p_same_length", "q_same_length"}
-        assert set(doc["null"][scale]) == {"category", "rfc", "rsi", "contrast"}
+        assert set(doc[scale]["difference"]["rsi_test"]) == TEST
+        assert set(doc[scale]["models"]["base"]["rfc_test"]) == TEST
+        assert set(doc["null"][scale]) == {"category", "rfc", "rsi", "contrast", "forms"}
+        assert tuple(doc["null"][scale]["forms"]) == FORMS
     row = doc["heads"]["what"]["base"]["raw"]["top"][0]
     assert list(row) == COLUMNS
-    assert doc["heads"]["n"] == 8
+    assert doc["heads"]["n"] == 7
 
 
 def test_lengths_of_categories(tables, doc):
@@ -258,7 +282,7 @@ def test_no_contrast_leaves_entropies_alone(tables):
     for found in doc["raw"]["models"].values():
         assert list(found["category"]) == list(role_tables.CATEGORIES)
         assert [found[k] for k in ("rfc", "rsi", "rfc_test", "rsi_test", "contrast")] == [None] * 5
-    assert doc["heads"] == {"n": 8, "flagged": [], "what": {}}
+    assert doc["heads"] == {"n": 7, "flagged": [], "what": {}}
     assert doc["candidates"] is None
     assert role_tables.all_rows(doc, tables) == []
     with pytest.raises(SpecError, match="this run has no contrast"):
@@ -309,6 +333,39 @@ def test_a_confounder_of_one_prompt_leaves_rfc_its_intervals(tables):
     assert np.isnan(found["rsi"]["ratio_of_means"]["ci"]).all()
     assert not np.isnan(found["contrast"]["reference_minus_focus"]["ci"]).any()
     assert np.isnan(found["contrast"]["confounder_minus_focus"]["ci"]).all()
+
+
+def test_without_heads_the_rest_is_the_same(tables, doc):
+    light = build(tables, heads=False)
+    assert light["heads"] is light["candidates"] is None
+    same = {name: value for name, value in doc.items() if name not in ("heads", "candidates")}
+    assert json.dumps({name: light[name] for name in same}) == json.dumps(same)
+
+
+def test_notes_count_heads_that_are_there():
+    tables = four_per_category()
+    for table in tables.values():
+        for i in table.members("neutral"):
+            table.entropy[i, 1, 0, : table.length[i]] = 0.0
+    for heads in (True, False):
+        notes = build(tables, heads=heads)["notes"]
+        assert [note for note in notes if note.startswith("1 of 7 heads have a reference entropy")]
+
+
+def test_queries_with_all_weight_on_the_begin_token_are_counted_and_noted(tables):
+    """Four prompts' last query in one head of instruct; heads that are not there do not count."""
+    some = four_per_category()
+    instruct = some["instruct"]
+    for i in range(4):
+        instruct.entropy_no_first[i, 0, 2, instruct.length[i] - 1] = np.nan
+    queries = sum(int(n) - 1 for n in instruct.length) * 7
+    doc = build(some, reading=Reading(keys="no-bos"))
+    found = [note for note in doc["notes"] if "begin token" in note]
+    assert len(found) == 1
+    assert found[0].startswith(f"instruct: 4 of {queries} queries")
+    assert not [note for note in build(some)["notes"] if "begin token" in note]
+    last = build(some, reading=Reading("last", "no-bos"))["notes"]
+    assert [note for note in last if note.startswith("instruct: 4 of 112 queries")]
 
 
 def test_layers_keep_their_numbers(tables):

@@ -21,9 +21,11 @@ from role_twins import (
     four_per_category,
     mean,
     roles_of,
+    same_length_difference,
 )
 
 from mlxroles.roles import document
+from mlxroles.roles.contrast import Contrast
 from mlxroles.roles.table import Reading
 
 
@@ -75,6 +77,10 @@ def test_every_head_is_a_plain_loop(tables, doc, scale, what):
                 list(zip(reference, lengths[1], strict=True)),
             ),
         }
+        written["diff_same_length"] = same_length_difference(
+            list(zip(focus, lengths[0], strict=True)),
+            list(zip(reference, lengths[1], strict=True)),
+        )
         shown = {name: row[name] for name in written}
         assert shown == pytest.approx(written, rel=1e-9, abs=1e-12, nan_ok=True)
         assert row["d_low"] <= row["d_high"]
@@ -82,11 +88,65 @@ def test_every_head_is_a_plain_loop(tables, doc, scale, what):
     p = [p_values[row["layer"], row["head"]] for row in found["top"]]
     q = false_discovery(p)
     assert [row["q"] for row in found["top"]] == pytest.approx(q)
-    assert found["significant_bh"] == sum(one <= 0.05 for one in q)
-    assert found["below_05"] == sum(one <= 0.05 for one in p)
+    assert found["significant_bh"] == sum(one < 0.05 for one in q)
+    assert found["below_05"] == sum(one < 0.05 for one in p)
+    assert (found["n_permutations"], found["exact"]) == (70, True)
+    assert found["smallest_q"] == pytest.approx(7 * 2 / 70)
     assert found["expected"] == pytest.approx(0.05 * 7)
     order = [(row["p"], -abs(row["d"])) for row in found["top"]]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("what", ["base", "instruct", "difference"])
+def test_ratios_of_every_head_are_loops_over_resamples(tables, doc, scale, what):
+    table = tables["base"]
+    twins = {m: Twin(t, Reading(), scale == "normalised") for m, t in tables.items()}
+    resamples = [roles_of(table), *(roles_of(table, drawn) for drawn in counts_of(table))]
+
+    def ratios(model, drawn, place):
+        f, r, c = (twins[model].head_mean(prompts, *place) for prompts in drawn)
+        return 1 - f / r, (c - f) / r, math.log(r / f)
+
+    for row in doc["heads"]["what"][what][scale]["top"]:
+        place = row["layer"], row["head"]
+        if what == "difference":
+            pairs = [(ratios("base", d, place), ratios("instruct", d, place)) for d in resamples]
+            found = [[i - b for b, i in zip(*pair, strict=True)] for pair in pairs]
+        else:
+            found = [ratios(what, drawn, place) for drawn in resamples]
+        value, *samples = found
+        for k, name in enumerate(("rfc", "rsi")):
+            bounds = np.quantile([sample[k] for sample in samples], [0.025, 0.975])
+            shown = row[name], row[f"{name}_low"], row[f"{name}_high"]
+            assert shown == pytest.approx((value[k], *bounds), rel=1e-9, abs=1e-12)
+        assert row["log_ratio"] == pytest.approx(value[2], rel=1e-9, abs=1e-12)
+
+
+def test_equal_length_counts_heads_that_differ_alike_there():
+    """All heads differ; among prompts of equal length half of them the other way round."""
+    rng = np.random.default_rng(3)
+    sizes = [4] * 24 + [8] * 6 + [4] * 6 + [8] * 24
+    category = ["self_referent"] * 30 + ["neutral"] * 30
+    table = role_tables.entropies_of(
+        "model", [role_tables.rows_of(rng.normal(size=(1, 4, n, n))) for n in sizes], category
+    )
+    for i, n in enumerate(sizes):
+        own = n * 0.2 + 0.02 * rng.normal(size=(4, 1))
+        sign = np.array([1, 1, -1, -1])[:, None]
+        table.entropy[i, 0, :, :n] = own + (0.1 * sign if category[i] == "self_referent" else 0)
+    found = build({"model": table}, contrast=Contrast("self_referent", "neutral"), n=2000)
+    found = found["heads"]["what"]["model"]["raw"]
+    assert found["significant_bh"] == 4
+    assert found["significant_same_length"] == 2
+    assert found["exact"] is False
+    assert found["n_permutations"] == 2000
+    assert found["smallest_q"] == pytest.approx(4 / 2001)
+    for row in found["top"]:
+        assert row["diff"] < 0
+        assert np.sign(row["diff_same_length"]) == (1 if row["head"] < 2 else -1)
+        assert row["q_same_length"] < 0.05
+        assert row["rsi"] is row["rsi_low"] is row["rsi_high"] is None
 
 
 def test_familywise_p_of_heads_is_that_of_the_largest_standardised_difference(tables, doc):

@@ -128,12 +128,9 @@ def test_median_over_heads_is_numpys(seed):
     values = rng.normal(size=(40, 6))
     values[rng.random(values.shape) < 0.3 * seed / 4] = np.nan
     values[0] = np.nan
-    for row, median, mean in zip(
-        values, metrics.head_median(values), metrics.head_mean(values), strict=True
-    ):
+    for row, median in zip(values, metrics.head_median(values), strict=True):
         kept = [float(one) for one in row if not math.isnan(one)]
         np.testing.assert_allclose(median, middle(kept) if kept else math.nan)
-        np.testing.assert_allclose(mean, sum(kept) / len(kept) if kept else math.nan, atol=1e-15)
 
 
 # --- contrasts --------------------------------------------------------------------------------
@@ -223,17 +220,35 @@ def test_uniform_attention_in_closed_form(reading):
     sizes, category, has_bos = [3, 6, 4, 5], ["a", "a", "b", "c"], [True, False, True, True]
     table = null.uniform_table(sizes, category, has_bos)
     found = null.uniform(table, reading, ABC)
-    by_category = {"a": [], "b": [], "c": []}
+    by_category, pooled = ({"a": [], "b": [], "c": []} for _ in range(2))
     for size, name, begins in zip(sizes, category, has_bos, strict=True):
         drop = int(begins and reading.keys == "no-bos")
         first = max(drop, reading.queries == "no-first")
         queries = [size - 1] if reading.queries == "last" else range(first, size)
         entropies = [math.log(query + 1 - drop) for query in queries]
         by_category[name].append(sum(entropies) / len(entropies))
+        pooled[name] += entropies
     means = {name: sum(values) / len(values) for name, values in by_category.items()}
     assert found["raw"]["category"] == pytest.approx(means, rel=1e-12)
     assert found["raw"]["rfc"] == pytest.approx(1 - means["a"] / means["b"], abs=1e-12)
     assert found["raw"]["rsi"] == pytest.approx((means["c"] - means["a"]) / means["b"], abs=1e-12)
+    a, b, c = (sum(values) / len(values) for values in pooled.values())
+    of_means = {"rfc": 1 - means["a"] / means["b"], "rsi": (means["c"] - means["a"]) / means["b"]}
+    expected = {
+        "ratio_of_means": of_means,
+        "head_form": {"rfc": 1 - a / b, "rsi": (c - a) / b},
+        "mean_of_ratios": of_means,
+        "median_of_ratios": of_means,
+        "log_ratio": {
+            "rfc": math.log(means["b"] / means["a"]),
+            "rsi": math.log(means["c"] / means["a"]),
+        },
+    }
+    assert list(found["raw"]["forms"]) == list(expected)
+    for form, by_metric in found["raw"]["forms"].items():
+        assert by_metric == pytest.approx(expected[form], abs=1e-12)
+        normalised = found["normalised"]["forms"][form]
+        assert normalised == pytest.approx({"rfc": 0, "rsi": 0}, abs=1e-12)
     expected = {
         "reference_minus_focus": means["b"] - means["a"],
         "confounder_minus_focus": means["c"] - means["a"],
@@ -245,9 +260,10 @@ def test_uniform_attention_in_closed_form(reading):
 def test_uniform_attention_without_a_contrast_or_a_confounder():
     table = null.uniform_table([3, 4], ["a", "b"])
     alone = null.uniform(table, Reading(), None)["raw"]
-    assert (alone["rfc"], alone["rsi"], alone["contrast"]) == (None, None, None)
+    assert [alone[name] for name in ("rfc", "rsi", "contrast", "forms")] == [None] * 4
     two = null.uniform(table, Reading(), Contrast("a", "b"))["raw"]
     assert two["rsi"] is None
+    assert {one["rsi"] for one in two["forms"].values()} == {None}
     assert two["contrast"]["confounder_minus_focus"] is None
 
 

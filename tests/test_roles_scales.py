@@ -17,7 +17,9 @@ from role_twins import (
     exact_p_same_length,
     false_discovery,
     four_per_category,
+    mean,
     roles_of,
+    same_length_difference,
 )
 
 from mlxroles.roles import compare
@@ -101,25 +103,37 @@ def check(found, layer, expected):
 def test_tests_of_layers_enumerate_all_arrangements(tables, doc, scale):
     table = tables["base"]
     twins = [Twin(tables[m], Reading(), scale == "normalised") for m in ("base", "instruct")]
+
+    def relative(twin, i, layer, ruler):
+        prompts = [k for name in ruler for k in table.members(name)]
+        return twin.e2(i, layer) / mean([twin.e2(k, layer) for k in prompts])
+
     subjects = {
-        "base": lambda i, layer: twins[0].e2(i, layer),
-        "instruct": lambda i, layer: twins[1].e2(i, layer),
-        "difference": lambda i, layer: twins[1].e2(i, layer) - twins[0].e2(i, layer),
+        "base": lambda *at: relative(twins[0], *at),
+        "instruct": lambda *at: relative(twins[1], *at),
+        "difference": lambda *at: relative(twins[1], *at) - relative(twins[0], *at),
     }
     for name, value in subjects.items():
         found = doc[scale]["difference"] if name == "difference" else doc[scale]["models"][name]
-        for test, first, second in (
-            ("rfc_test", STUDY.focus, STUDY.reference),
-            ("rsi_test", STUDY.confounder, STUDY.focus),
+        for test, first, second, ruler in (
+            ("rfc_test", STUDY.reference, STUDY.focus, (STUDY.focus, STUDY.reference)),
+            ("rsi_test", STUDY.confounder, STUDY.focus, (STUDY.reference,)),
         ):
             p, matched = [], []
             for layer in range(2):
                 groups = [
-                    [(value(i, layer), table.length[i]) for i in table.members(c)]
+                    [(value(i, layer, ruler), table.length[i]) for i in table.members(c)]
                     for c in (first, second)
                 ]
-                p.append(exact_p(*([v for v, _ in group] for group in groups)))
+                plain = [[v for v, _ in group] for group in groups]
+                p.append(exact_p(*plain))
                 matched.append(exact_p_same_length(*groups))
+                differ = mean(plain[0]) - mean(plain[1])
+                assert found[test]["diff"][layer] == pytest.approx(differ)
+                at_length = found[test]["diff_same_length"][layer]
+                expected = same_length_difference(*groups)
+                assert at_length == pytest.approx(expected, nan_ok=True)
+            assert (found[test]["n_permutations"], found[test]["exact"]) == (70, True)
             assert found[test]["p"] == pytest.approx(p), (name, test)
             assert found[test]["q"] == pytest.approx(false_discovery(p))
             assert found[test]["p_same_length"] == pytest.approx(matched, nan_ok=True)

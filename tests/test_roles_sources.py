@@ -111,7 +111,7 @@ def test_lengths_beyond_the_stored_queries_are_refused(tmp_path):
 def test_other_folders_are_told_apart(tmp_path):
     one_line(sources.load, str(tmp_path), match="not a run folder: expected is")
     run = write_run(tmp_path / "runs" / "abc", random_tables(1))
-    one_line(sources.load, str(run.parent), match="name one of its runs, such as .*abc")
+    assert sources.load(str(run.parent)).path == run
     patch = tmp_path / "patch"
     patch.mkdir()
     (patch / "manifest.json").write_text("{}")
@@ -125,7 +125,7 @@ def test_a_truncated_run_file_is_refused(tmp_path):
     folder = write_run(tmp_path / "run", random_tables(1))
     data = (folder / "run.h5").read_bytes()
     (folder / "run.h5").write_bytes(data[: len(data) // 2])
-    one_line(sources.load, str(folder), match=r"run\.h5 cannot be read")
+    one_line(sources.load, str(folder), match=r"run\.h5 is damaged")
 
 
 # --- families ---------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_family_stands_for_its_newest_complete_run(tmp_path):
     for age, (name, summary) in enumerate(
         [
             ("partial", {"missing_cells": 3}),
-            ("failed", {"failed_cells": [{"cell": "x"}]}),
+            ("failed", {"missing_cells": 1, "failed_cells": [{"cell": "x"}]}),
             ("good", {}),
             ("older", {}),
         ]
@@ -464,3 +464,13 @@ def test_a_damaged_summary_does_not_keep_a_run_from_being_read(tmp_path):
     for text in ("{", json.dumps([1]), "[" * 100_000):
         (folder / "summary.json").write_text(text)
         assert sources.load(str(folder)).name == "Llama-3.1-8B"
+
+
+def test_a_table_of_changes_needs_the_change_of_rfc_alone(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("layer,rfc_diff,note\n1,-0.5,x\n0,0.25,y\n")
+    source = sources.load(str(path))
+    assert source.kind == "changes"
+    assert source.comparison == [{"layer": 0, "rfc_diff": 0.25}, {"layer": 1, "rfc_diff": -0.5}]
+    path.write_text("layer,rsi_diff\n1,-0.5\n")
+    one_line(sources.load, str(path), match="no table of the study")

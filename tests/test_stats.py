@@ -105,5 +105,6 @@ def test_wrong_options_are_refused():
 def test_mean_leaves_out_what_is_missing():
     values = [[1.0, math.nan, math.nan], [3.0, 5.0, math.nan]]
     np.testing.assert_array_equal(nan_mean(values), [2.0, 5.0, math.nan])
+    np.testing.assert_array_equal(nan_mean(np.transpose(values), axis=-1), [2.0, 5.0, math.nan])
     assert nan_mean([1.0, 2.0]) == 1.5
     assert math.isnan(nan_mean([]))

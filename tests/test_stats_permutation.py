@@ -128,6 +128,31 @@ def test_sampled_p_counts_the_observed_arrangement():
     assert np.ndim(found.p) == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "n", "expected"),
+    [
+        ([(4, 4)], 100, 2 / 70),  # every arrangement has a mirror image of the same |T|
+        ([(3, 5)], 100, 1 / 56),
+        ([(2, 2), (1, 1)], 100, 2 / 12),
+        ([(2, 2), (1, 2)], 100, 1 / 18),
+        ([(4, 4)], 50, 1 / 51),
+        ([(4, 0)], 50, math.nan),
+    ],
+)
+def test_smallest_p_is_that_of_groups_far_apart(sizes, n, expected):
+    first, strata = [], []
+    for k, (ones, others) in enumerate(sizes):
+        first += [True] * ones + [False] * others
+        strata += [k] * (ones + others)
+    values = np.array(first) * 10.0 + np.arange(len(first)) * 0.01
+    found = permutation_test(values, first, rng(), n_permutations=n, strata=strata)
+    assert found.smallest_p == pytest.approx(expected, nan_ok=True)
+    if found.exact:
+        assert found.p == pytest.approx(expected, nan_ok=True)
+    else:
+        assert found.p >= expected
+
+
 def test_equal_statistics_count_whatever_the_rounding():
     values = np.array([0.1, 0.2, 0.3, 0.1, 0.3, 0.2, 0.3, 0.1]) + 1e3
     first = groups(4, 4)

@@ -5,9 +5,13 @@ from typing import Any
 import click
 
 from mlxroles.cli.output import note, print_json
-from mlxroles.cli.readings import chosen_analysis
 from mlxroles.cli.results import show
-from mlxroles.cli.sources import chosen_models, stored_options, two_sources
+from mlxroles.cli.sources import (
+    chosen_models,
+    stored_analysis,
+    stored_options,
+    two_sources,
+)
 from mlxroles.cli.tables import table_option, write_table
 
 
@@ -34,7 +38,7 @@ def command(**given: Any) -> int:
 
     doc = candidate_heads(
         chosen_models(given),
-        chosen_analysis(given),
+        stored_analysis(given),
         is_compat=given["compat"],
         top_k=given["top_k"],
     )
@@ -57,9 +61,9 @@ def _chance(doc: dict[str, Any]) -> list[str]:
     found = [f"consistency by chance alone: {doc['chance_consistency']:.3f}"]
     if "null" in doc:
         found.append(
-            f"composite score: the best of {doc['n_heads']} heads stays below "
-            f"{doc['null']['max_composite_95']:.2f} in 95 % of {doc['null']['n']} shuffles of the "
-            f"categories; {doc['significant']} heads lie above"
+            f"the largest z of {doc['n_heads']} heads stays below {doc['null']['max_z_95']:.2f} in "
+            f"95 % of {doc['null']['n']} shuffles of the categories; {doc['significant']} heads "
+            "lie above"
         )
     if "population" in doc:
         found += [

@@ -5,9 +5,13 @@ from typing import Any
 import click
 
 from mlxroles.cli.output import note, print_json
-from mlxroles.cli.readings import chosen_analysis
 from mlxroles.cli.results import show
-from mlxroles.cli.sources import chosen_models, stored_options, two_sources
+from mlxroles.cli.sources import (
+    chosen_models,
+    stored_analysis,
+    stored_options,
+    two_sources,
+)
 from mlxroles.cli.tables import table_option, write_table
 
 
@@ -29,7 +33,7 @@ def command(**given: Any) -> int:
     from mlxroles.studies.role_reading import comparison
 
     models = chosen_models(given)
-    doc = comparison(models, chosen_analysis(given), is_compat=given["compat"])
+    doc = comparison(models, stored_analysis(given), is_compat=given["compat"])
     write_table(given["csv"], doc["rows"])
     if given["as_json"]:
         print_json(doc)
@@ -59,5 +63,5 @@ def _sum_up(metric: str, one: dict[str, Any]) -> str:
         f"{excluding}"
     )
     if "q_below_05" in one:
-        parts.append(f"q < .05 in {one['q_below_05']}")
+        parts.append(f"significant after correction in {len(one['q_below_05'])}")
     return "; ".join(parts)

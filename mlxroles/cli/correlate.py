@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.output import print_json
-from mlxroles.cli.readings import chosen_analysis
+from mlxroles.cli.output import note, print_json
 from mlxroles.cli.results import show, show_files
-from mlxroles.cli.sources import stored_options
+from mlxroles.cli.sources import stored_analysis, stored_options
 
 
 @click.command("correlate")
@@ -43,7 +42,7 @@ def command(**given: Any) -> int:
 
     doc, profiles = correlation(
         given["sources"],
-        chosen_analysis(given),
+        stored_analysis(given),
         is_compat=given["compat"],
         metric=given["metric"],
     )
@@ -57,6 +56,8 @@ def command(**given: Any) -> int:
     from mlxroles.dashboard import correlation_table
 
     show(correlation_table(doc), plain=given["plain"])
+    for text in doc["notes"]:
+        note(text)
     if given["out"] is not None:
         show_files(str(given["out"]), "correlation.json", "figures")
     return 0

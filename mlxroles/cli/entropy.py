@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import click
 
 from mlxroles.cli.inputs import loading, model_options, two_model_options
-from mlxroles.cli.options import chosen_pair, run_options
-from mlxroles.cli.output import print_json
+from mlxroles.cli.options import chosen_pair, no_arguments, run_options
+from mlxroles.cli.output import note, print_json
 from mlxroles.cli.readings import chosen_analysis, reading_options
 from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
 from mlxroles.pairs import Pair
@@ -65,6 +65,7 @@ def prompt_set_options(command: Command) -> Command:
 @model_options
 @drift_option
 @run_options
+@no_arguments
 def command(**given: Any) -> int:
     """Measure the entropy of attention on prompts about the model and on others.
 
@@ -99,8 +100,9 @@ def planned(subject: Any, given: dict[str, Any]) -> Any:
         chat_template=bool(given["chat_template"]),
     )
     subject.notes += notes
-    raw = given["chat_template"] is False
-    return EntropyStudy(subject, prompts, raw=raw)
+    study = EntropyStudy(subject, prompts, raw=given["chat_template"] is False)
+    study.check_analysis(chosen_analysis(given))
+    return study
 
 
 def _chosen_subject(given: dict[str, Any]) -> Any:
@@ -159,5 +161,7 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
         f"runs          {plan['cells']} in {plan['batches']} batches, {plan['tokens']} tokens"
     )
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    for text in plan["notes"]:
+        note(text)
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
     return 0

@@ -7,6 +7,7 @@ from typing import TypeVar
 import click
 
 from mlxroles.pairs import Pair, pair, pair_of
+from mlxroles.text import safe_text
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -45,7 +46,7 @@ def seed_option(command: Command) -> Command:
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Seed of everything random: control streams and bootstrap.",
+        help="Seed of everything random.",
     )(command)
 
 
@@ -59,6 +60,19 @@ def run_options(command: Command) -> Command:
         "--fresh", is_flag=True, help="Start anew instead of skipping what is already done."
     )(command)
     return out_option(seed_option(command))
+
+
+def no_arguments(command: Command) -> Command:
+    """Answers a bare name with the option that takes it."""
+
+    def refuse(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> None:
+        if values:
+            shown = safe_text(values[0], limit=80)
+            raise click.UsageError(f"{shown!r} is no option; a family is named with --family")
+
+    return click.argument("names", nargs=-1, expose_value=False, callback=refuse, metavar="")(
+        command
+    )
 
 
 def pair_options(command: Command) -> Command:

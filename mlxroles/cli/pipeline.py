@@ -7,12 +7,12 @@ import click
 
 from mlxroles.cli.entropy import family_subject, planned, prompt_set_options, run_study
 from mlxroles.cli.inputs import model_options, two_model_options
-from mlxroles.cli.options import json_option, plain_option
+from mlxroles.cli.options import json_option, no_arguments, plain_option
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.readings import chosen_analysis, reading_options, seed_of_resamples
-from mlxroles.cli.results import RESULTS, show, show_files
-
-SKIPPED = 3
+from mlxroles.cli.results import FAILED_CELLS, RESULTS, show, show_files
+from mlxroles.errors import MlxrolesError, ModelError
+from mlxroles.pairs import Pair, catalogue, find, pair
 
 
 @click.command("pipeline")
@@ -35,47 +35,71 @@ SKIPPED = 3
 @click.option("--open", "opens", is_flag=True, help="Show the reports in the browser.")
 @plain_option
 @json_option
+@no_arguments
 def command(**given: Any) -> int:
     """Run the role study: capture base and instruct, compare, rank heads, draw, report.
 
-    What is done is skipped. With two families or more their changes are correlated as well.
+    What is done is skipped; a family that cannot run does not stop the others. The changes of two
+    families or more are correlated as well.
 
     \b
     Examples:
       mlxroles pipeline --family tiny --open
       mlxroles pipeline --all
     """  # noqa: D301
-    from mlxroles.pairs import catalogue, find, pair
-
     if bool(given["families"]) == given["every"]:
         raise click.UsageError("name families with --family, or take all with --all")
-    named = dict.fromkeys(given["families"])
-    chosen = [pair(name) for name in named]
-    skipped = []
-    if given["every"]:
-        for entry in catalogue().values():
-            if entry.kind != "family":
-                continue
-            here = all(find(entry.ref(side)) for side in ("base", "instruct"))
-            (chosen if here else skipped).append(entry)
-        for entry in skipped:
-            note(f"{entry.name}: not on this machine; run `mlxroles models pull {entry.name}`")
-        if not chosen:
-            raise click.ClickException("no family of the catalogue is on this machine")
-    docs, status = [], SKIPPED if skipped else 0
-    for entry in chosen:
-        doc, ended = run_study(planned(family_subject(entry, given), given), _settings(given))
+    chosen, absent = _families(given)
+    studies = [planned(family_subject(entry, given), given) for entry in chosen]
+    docs, failed = [], bool(absent)
+    for study in studies:
+        try:
+            doc, status = run_study(study, _settings(given))
+        except MlxrolesError as error:
+            note(f"{study.subject.pair}: {error}")
+            failed = True
+            continue
         docs.append(doc)
-        if ended:
-            return ended
-    correlation = _correlation(docs, given) if len(docs) > 1 else None
+        if status not in (0, FAILED_CELLS):
+            return _ended(docs, None, status, given)
+        failed |= status != 0
+    whole = [doc for doc in docs if not doc["missing_cells"]]
+    correlation = _correlation(whole, given) if len(whole) > 1 else None
+    return _ended(docs, correlation, FAILED_CELLS if failed else 0, given)
+
+
+def _families(given: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
+    """The families to run, and those of the catalogue that are not on this machine."""
+    if not given["every"]:
+        return [pair(name) for name in dict.fromkeys(given["families"])], []
+    entries = [entry for entry in catalogue().values() if entry.kind == "family"]
+    here = [e for e in entries if all(find(e.ref(side)) for side in ("base", "instruct"))]
+    absent = [entry for entry in entries if entry not in here]
+    for entry in absent:
+        note(f"{entry.name}: not on this machine; run `mlxroles models pull {entry.name}`")
+    if not here:
+        raise ModelError(
+            "no family of the catalogue is on this machine; the embedded pair is --family tiny"
+        )
+    return here, absent
+
+
+def _ended(
+    docs: list[dict[str, Any]],
+    correlation: dict[str, Any] | None,
+    status: int,
+    given: dict[str, Any],
+) -> int:
+    """Prints what ``--json`` asks for and opens what ``--open`` asks for; the exit status."""
     if given["as_json"]:
         print_json({"schema": "mlxroles/pipeline/1", "families": docs, "correlation": correlation})
     if given["opens"]:
         from mlxroles.cli.report import open_page
 
         for doc in docs:
-            open_page(Path(doc["run"], "report.html"))
+            page = Path(doc["run"], "report.html")
+            if page.exists():
+                open_page(page)
     return status
 
 

@@ -12,13 +12,16 @@ from mlxroles.events import CellDone, CellFailed, Emit, Event, RunStarted, Stage
 from mlxroles.events import Note as NoteEvent
 from mlxroles.text import safe_text
 
+MOST_LINES = 20
+"""Lines of a plain display for the cells of a run, about."""
+
 
 @contextmanager
 def progress(*, plain: bool) -> Generator[Emit]:
     """Yields what takes the events of a run and shows them on standard error."""
     console = Console(stderr=True)
     if resolve("plain" if plain else "auto", console) != "live":
-        yield _line
+        yield _Lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -39,6 +42,23 @@ def progress(*, plain: bool) -> Generator[Emit]:
                     _line(event)
 
         yield emit
+
+
+class _Lines:
+    """Writes a line per cell, or for about every twentieth of many."""
+
+    def __init__(self) -> None:
+        self.every, self.seen = 1, 0
+
+    def __call__(self, event: Event) -> None:
+        """Writes what the event has to say."""
+        if isinstance(event, RunStarted):
+            self.every = max(1, round((len(event.cells) - event.done) / MOST_LINES))
+        if isinstance(event, CellDone) and not event.restored:
+            self.seen += 1
+            if self.seen % self.every:
+                return
+        _line(event)
 
 
 def _line(event: Event) -> None:

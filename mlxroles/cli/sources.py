@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlxroles.cli.options import json_option, plain_option
-from mlxroles.cli.readings import reading_options, seed_of_resamples
+from mlxroles.cli.readings import chosen_analysis, reading_options, seed_of_resamples
 
 if TYPE_CHECKING:
     from mlxroles.studies.role_reading import TwoModels
+    from mlxroles.studies.role_results import Analysis
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -21,6 +22,17 @@ def stored_options(command: Command) -> Command:
     return click.option(
         "--compat", is_flag=True, help="The original study's formulas and columns, to the digit."
     )(command)
+
+
+def stored_analysis(given: dict[str, Any]) -> "Analysis":
+    """How stored numbers are read.
+
+    Raises:
+        click.UsageError: ``--compat`` with a reading, which the study's formulas do not have.
+    """
+    if given["compat"] and (given["queries"], given["keys"]) != ("all", "all"):
+        raise click.UsageError("--compat takes all queries and keys, as the study did")
+    return chosen_analysis(given)
 
 
 def two_sources(command: Command) -> Command:

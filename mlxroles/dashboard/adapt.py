@@ -13,7 +13,7 @@ from rich.text import Text
 from mlxroles.report.rows import Grid
 
 _PLAIN = str.maketrans(
-    {"−": "-", "–": "-", "—": "-", "…": "...", "·": ",", "†": "+", "×": "x", "△": "d"}
+    {"−": "-", "–": "-", "—": "-", "…": "...", "·": ",", "†": "+", "‡": "#", "×": "x"}
 )
 _BLOCKS, _DIGITS = "▁▂▃▄▅▆▇█", "0123456789"
 _MISSING = "·", "."

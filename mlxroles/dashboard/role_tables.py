@@ -11,9 +11,12 @@ from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table, side_by_side
 from mlxroles.report.roles import tracks
 from mlxroles.report.roles.wording import LABELS, shown, signed, with_interval
 from mlxroles.report.rows import Grid
+from mlxroles.roles.metrics import METRICS
 from mlxroles.text import format_number
 
 Row = Mapping[str, Any]
+
+_WIDEST = 100
 
 
 def comparison_table(rows: Sequence[Row], *, width: int | None = None) -> RenderableType:
@@ -26,25 +29,66 @@ def comparison_table(rows: Sequence[Row], *, width: int | None = None) -> Render
 
 
 def candidates_table(rows: Sequence[Row], *, width: int | None = None) -> RenderableType:
-    """The candidates for patching in the order of their rank.
+    """The candidates for patching in the order of their rank, and what the columns are.
 
     Takes those of a run, with p, or those with the original study's columns, without.
     """
-    return Adaptive(lambda screen: grid_table(_candidates(rows), screen), width)
+    return Adaptive(
+        lambda screen: Group(
+            grid_table(candidate_rows(rows), screen), screen.text(candidate_legend(rows), "dim")
+        ),
+        width,
+        _WIDEST,
+    )
+
+
+def candidate_rows(rows: Sequence[Row]) -> Grid:
+    """The table of candidates, without p where the rows have none."""
+    has_p = any("p" in row for row in rows)
+    head = ["head", "DiD [nats]", "consist.", "H base", "score"]
+    lines = []
+    for row in rows:
+        line = [f"{row.get('layer')}.{row.get('head')}"]
+        line.append(with_interval(*(_at(row, f"did_{n}") for n in ("median", "low", "high"))))
+        name = "consistency" if "consistency" in row else "did_consistency"
+        for key in (name, "baseline_entropy", "composite_score"):
+            line.append(format_number(_at(row, key), ".2f"))
+        if has_p:
+            line.append(format_number(_at(row, "z_null"), ".2f"))
+            line += [_p(_at(row, "p")), _p(_at(row, "p_max"))]
+        lines.append(line)
+    return Grid(
+        "Candidates for patching (layer.head)",
+        [*head, *(["z", "p", "p max"] if has_p else [])],
+        lines,
+    )
+
+
+def candidate_legend(rows: Sequence[Row], *, chance: float = math.nan) -> str:
+    """What the columns of the candidates are."""
+    by_chance = "same side of reference" if math.isnan(chance) else f"{chance:.2f} by chance"
+    text = f"DiD: difference in differences; consist.: {by_chance}; H: entropy;\nscore: sum of 3 z"
+    if any("p" in row for row in rows):
+        text += "; z, p: shuffled labels; p max: the largest z of all heads"
+    return text
 
 
 def correlation_table(doc: Row, *, width: int | None = None) -> RenderableType:
-    """Families, then how every two of them correlate over depth, with a verdict in words."""
-    return Adaptive(lambda screen: Group(*_correlation(doc, screen)), width, 120)
+    """Families, then how every two of them correlate over depth, with a verdict in words.
+
+    Takes our document, or the original study's with ``summary_stats`` and ``correlations``.
+    """
+    parts = _study_correlation if "summary_stats" in doc else _correlation
+    return Adaptive(lambda screen: Group(*parts(doc, screen)), width, 120)
 
 
 def _comparison(rows: Sequence[Row], screen: Screen) -> RenderableType:
     has_p = any("rfc_diff_p" in row for row in rows)
-    shown_metrics = [m for m in tracks.METRICS if any(_is_known(row, f"{m}_diff") for row in rows)]
+    shown_metrics = [m for m in METRICS if any(_is_known(row, f"{m}_diff") for row in rows)]
     tables = [_metric(rows, metric, screen, has_p=has_p) for metric in shown_metrics]
     legend = (
-        "brackets: 95 % intervals over prompts; q: after Benjamini-Hochberg over layers; =len: p "
-        "when only prompts of equal length are exchanged, uncorrected; norm: difference, "
+        "brackets: 95 % intervals over prompts; q: after Benjamini-Hochberg over layers; p =len: "
+        "only prompts of equal length exchanged, uncorrected; norm: difference, "
         "length-normalised"
     )
     if not has_p:
@@ -54,7 +98,7 @@ def _comparison(rows: Sequence[Row], screen: Screen) -> RenderableType:
 
 def _metric(rows: Sequence[Row], metric: str, screen: Screen, *, has_p: bool) -> Table:
     head = ["layer", "base", "instruct", "instruct − base"]
-    head += ["q", "=len", "norm"] if has_p else []
+    head += ["q", "p =len", "norm"] if has_p else []
     lines = []
     for row in rows:
         infix = "" if f"{metric}_base" in row else "_mean"
@@ -76,28 +120,41 @@ def _difference(row: Row, metric: str) -> list[str]:
     return [f"{metric}_diff", f"{metric}_diff{ends}", f"{metric}_diff{ends.replace('low', 'high')}"]
 
 
-def _candidates(rows: Sequence[Row]) -> Grid:
-    has_p = any("p" in row for row in rows)
-    head = ["#", "head", "DiD [nats]", "logs", "cons.", "H base", "score"]
-    lines = []
-    for row in rows:
-        line = [str(row.get("rank")), f"{row.get('layer')}.{row.get('head')}"]
-        line.append(with_interval(*(_at(row, f"did_{n}") for n in ("median", "low", "high"))))
-        line.append(format_number(_at(row, "did_log_ratio_median"), "+.2f"))
-        name = "consistency" if "consistency" in row else "did_consistency"
-        line.append(format_number(_at(row, name), ".2f"))
-        line.append(format_number(_at(row, "baseline_entropy"), ".2f"))
-        line.append(format_number(_at(row, "composite_score"), ".2f"))
-        lines.append([*line, *([_p(_at(row, "q")), _p(_at(row, "p_max"))] if has_p else [])])
-    return Grid("Candidates (layer.head)", [*head, *(["q", "p max"] if has_p else [])], lines)
-
-
 def _correlation(doc: Row, screen: Screen) -> Iterator[RenderableType]:
     yield grid_table(_families(doc), screen, left=(0, 6))
     for pair in doc.get("pairs") or []:
         yield screen.text("")
         yield grid_table(_pair(pair), screen, left=(0, 3))
         yield screen.text(shown(pair.get("verdict") or "", 400))
+
+
+def _study_correlation(doc: Row, screen: Screen) -> Iterator[RenderableType]:
+    """The original study's figures: layers as if independent, a threshold for a test."""
+    lines = []
+    for name, stats in (doc.get("summary_stats") or {}).items():
+        line = [shown(name, 20), str(stats.get("total_layers"))]
+        spread = format_number(_at(stats, "std"), ".3f")
+        line += [signed(_at(stats, "mean")), spread]
+        line += [signed(_at(stats, key)) for key in ("min", "max")]
+        counts = ("significant_positive", "near_zero", "significant_negative")
+        lines.append([*line, *(str(stats.get(key)) for key in counts)])
+    head = ["family", "layers", "mean", "sd", "min", "max", "> .01", "between", "< -.01"]
+    yield grid_table(Grid("instruct − base per layer", head, lines), screen, left=(0,))
+    lines = []
+    for name, pair in (doc.get("correlations") or {}).items():
+        line = [shown(name, 44).replace("_vs_", " and "), str(pair.get("layers_compared"))]
+        for stem in ("pearson", "spearman"):
+            line += _both(pair, stem)
+        lines.append(line)
+    if lines:
+        yield screen.text("")
+        head = ["families", "layers", "Pearson r", "p", "Spearman r", "p"]
+        yield grid_table(Grid("Correlation over layers", head, lines), screen, left=(0,))
+    yield screen.text(
+        "as in the original study: layers taken for independent, so p is too small; a change "
+        "beyond .01 is no test",
+        "dim",
+    )
 
 
 def _families(doc: Row) -> Grid:

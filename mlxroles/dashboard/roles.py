@@ -7,26 +7,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table, side_by_side
-from mlxroles.dashboard.role_tables import candidates_table
+from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table
+from mlxroles.dashboard.role_tables import candidate_legend, candidate_rows
 from mlxroles.dashboard.sparks import sparks
 from mlxroles.report.roles import rows, tracks
 from mlxroles.report.roles.findings import Finding, findings
-from mlxroles.report.roles.reading import disagreements
-from mlxroles.report.roles.wording import LABELS, sentences, shown, who_is, with_interval
+from mlxroles.report.roles.reading import signs
+from mlxroles.report.roles.wording import LABELS, sentences, shown, who_is
 from mlxroles.report.rows import Grid
+from mlxroles.roles.metrics import METRICS
 from mlxroles.text import format_number
 
-MOST_LAYERS, MOST_HEADS = 12, 5
+MOST_LAYERS, MANY_LAYERS = 5, 12
+"""Of a model with more than so many layers that many are listed per metric."""
+MOST_HEADS, LEAST_HEADS, MOST_CANDIDATES = 5, 3, 3
 _WIDEST = 100
+_MARKS = "* q < .05, interval without 0 · † holds, ‡ reverses at equal prompt length"
 
 
 def roles_table(doc: Mapping[str, Any], *, width: int | None = None) -> RenderableType:
     """The summary of an entropy document: curves over layers, tables, and the finding in words.
 
-    The layers and heads shown are those with the smallest p; what is significant after correction
-    is marked, and counted over all of them. Nothing is told by colour alone, and a terminal
-    without UTF-8 gets ASCII.
+    Only layers that are significant after correction are listed, and the heads with the smallest
+    p. Nothing is told by colour alone, and a terminal without UTF-8 gets ASCII.
 
     Args:
         doc: schema ``mlxroles/entropy/1``.
@@ -36,30 +39,24 @@ def roles_table(doc: Mapping[str, Any], *, width: int | None = None) -> Renderab
 
 
 def _parts(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableType]:
-    yield screen.text(shown(doc.get("display") or doc.get("family") or "role metrics", 60), "bold")
+    title = shown(doc.get("display") or doc.get("family") or "role metrics", 60)
+    yield screen.text(title, "bold")
     yield screen.text(_scope(doc), "dim")
     found = findings(doc)
-    for metric in tracks.METRICS:
+    for metric in METRICS:
         if any(each.metric == metric for each in found):
-            yield Text()
             yield from sparks(found, metric, screen)
     if found:
-        yield screen.text("above/below: layers beyond 0 after correction", "dim")
+        yield screen.text("mean over layers, and layers above/below 0 after correction", "dim")
         yield Text()
-        yield from side_by_side([_layers(each, screen) for each in _last(found)], screen)
-        yield screen.text(rows.MARKS.replace(" · ", "\n"), "dim")
-        yield Text()
+        yield from _layers(_last(found), screen)
         yield from _heads(doc, screen)
         yield from _candidates(doc, screen)
     else:
         yield Text()
         yield grid_table(_categories(doc), screen, left=(0,))
         yield Text()
-    doubts = disagreements(doc, _last(found)) if found else []
-    yield from (screen.text(line) for line in doubts)
-    if doubts:
-        yield Text()
-    for line in sentences(doc):
+    for line in (*_doubts(doc, found), *sentences(doc)):
         yield screen.text(line)
 
 
@@ -75,56 +72,64 @@ def _last(found: list[Finding]) -> list[Finding]:
     return [each for each in found if each.who == found[-1].who]
 
 
-def _layers(found: Finding, screen: Screen) -> Table:
-    raw, normalised = found.raw, found.normalised
-    order = sorted(range(len(raw.layers)), key=lambda at: _rank(found, at))
-    kept = sorted(order[:MOST_LAYERS])
-    lines = []
-    for at in kept:
-        layer = raw.layers[at]
-        line = [str(layer)]
-        for track in (raw, normalised):
-            mark = "*" * (layer in track.significant) + "†" * (layer in track.same_length)
-            text = with_interval(track.value[at], track.low[at], track.high[at])
-            line += [text, mark, format_number(track.q[at], ".3f")]
-        lines.append(line)
-    title = f"{LABELS[found.metric]}, {who_is(found.who)}"
-    if len(kept) < len(raw.layers):
-        title += f": {len(kept)} of {len(raw.layers)} layers, those with the smallest p"
-    head = ["layer", "raw", "", "q", "normalised", "", "q"]
-    return grid_table(Grid(title, head, lines), screen, left=(2, 5))
+def _doubts(doc: Mapping[str, Any], found: list[Finding]) -> list[str]:
+    """Where the ways of computing what is significant disagree in sign."""
+    claimed = [each for each in _last(found) if each.standing != "nothing"] if found else []
+    return [line for each in claimed for line in signs(doc, each)]
 
 
-def _rank(found: Finding, at: int) -> tuple[float, float]:
-    """Orders layers by p on the normalised scale, those without one last."""
-    p, value = found.normalised.p[at], found.normalised.value[at]
-    return (p if p == p else 2.0, -abs(value) if value == value else 0.0)
+def _layers(found: list[Finding], screen: Screen) -> Iterator[RenderableType]:
+    """The layers that are significant on either scale."""
+    who, lines, total = who_is(found[0].who), [], 0
+    for each in found:
+        layers = sorted(each.raw.significant | each.normalised.significant)
+        total += len(layers)
+        if len(each.raw.layers) > MANY_LAYERS:
+            layers = sorted(sorted(layers, key=lambda n: -_size(each, n))[:MOST_LAYERS])
+        lines += [_layer(each, layer) for layer in layers]
+    if not lines:
+        names = " or ".join(LABELS[each.metric] for each in found)
+        yield screen.text(f"No layer is significant after correction: {names}, {who}.")
+        yield Text()
+        return
+    title = f"Layers that are significant after correction, {who}"
+    if len(lines) < total:
+        title += f": the largest {len(lines)} of {total}"
+    head = ["layer", "raw", "q", "length-normalised", "q"]
+    yield _compact(Grid(title, head, lines), screen, left=(0, 1, 3))
+    yield screen.text(_MARKS, "dim")
+    yield Text()
+
+
+def _layer(found: Finding, layer: int) -> list[str]:
+    line = [f"{LABELS[found.metric]} {layer}"]
+    for track in (found.raw, found.normalised):
+        at = track.layers.index(layer)
+        line += [rows.marked(track, at), format_number(track.q[at])]
+    return line
+
+
+def _size(found: Finding, layer: int) -> float:
+    """How far a layer is from 0 on the scale on which it is significant."""
+    track = found.normalised if layer in found.normalised.significant else found.raw
+    return abs(track.at(layer)[0])
 
 
 def _heads(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableType]:
+    """Those that differ, up to five, and never fewer than three."""
     names = [who for who in tracks.names(doc) if tracks.heads(doc, who)]
-    if not names:
+    found = tracks.heads(doc, names[-1]) if names else {}
+    listed = max(min(int(found.get("significant_bh") or 0), MOST_HEADS), LEAST_HEADS)
+    top = list(found.get("top") or [])[:listed]
+    if not top:
         return
-    counts = []
-    for who in names:
-        found = tracks.heads(doc, who)
-        line = [
-            f"{int(found.get(f'significant_{n}') or 0):,}" for n in ("bh", "max", "same_length")
-        ]
-        line.append(f"{int(found.get('below_05') or 0):,}")
-        line.append(format_number(tracks.number(found.get("expected")), ".1f"))
-        counts.append([who_is(who), f"{int(found.get('n') or 0):,}", *line])
-    head = ["heads that differ", "of", "BH", "maximum", "equal length", "p < .05", "by chance"]
-    yield grid_table(Grid("", head, counts), screen, left=(0,))
+    title = f"Heads with the smallest p, {who_is(names[-1])}, length-normalised"
+    head = ["layer.head", "difference", "Cohen's d", "p", "q", "p max", "p =len"]
+    yield _compact(Grid(title, head, [_head_row(row) for row in top]), screen)
+    yield screen.text(
+        "q: Benjamini-Hochberg; p max: maximum statistic; p =len: prompts of equal length", "dim"
+    )
     yield Text()
-    who = names[-1]
-    top = list(tracks.heads(doc, who).get("top") or [])[:MOST_HEADS]
-    if top:
-        title = f"Heads (layer.head) with the smallest p, {who_is(who)}, normalised"
-        lines = [_head_row(row) for row in top]
-        names = ["head", "difference", "Cohen's d", "p", "q", "p max", "=len"]
-        yield grid_table(Grid(title, names, lines), screen)
-        yield Text()
 
 
 def _head_row(row: Mapping[str, Any]) -> list[str]:
@@ -143,15 +148,19 @@ def _candidates(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableTy
     if not found.get("rows"):
         return
     significant = int(found.get("significant") or 0)
-    bound = tracks.number((found.get("null") or {}).get("max_composite_95"))
-    yield candidates_table(found["rows"][:MOST_HEADS])
-    said = f"{significant}" if significant else "none"
-    yield screen.text(
-        f"{said} of {found.get('n_heads')} heads significant against shuffled labels, whose best "
-        f"score stays below {format_number(bound, '.2f')} in 95 % of shuffles",
-        "dim",
-    )
+    said = f"{significant or 'none'} of {int(found.get('n_heads') or 0):,} heads beyond chance"
+    grid = candidate_rows(found["rows"][:MOST_CANDIDATES])
+    yield _compact(grid._replace(title=f"Candidates for patching: {said}"), screen)
+    chance = tracks.number(found.get("chance_consistency"))
+    yield screen.text(candidate_legend(found["rows"], chance=chance), "dim")
     yield Text()
+
+
+def _compact(grid: Grid, screen: Screen, left: tuple[int, ...] = ()) -> Table:
+    table = grid_table(grid, screen, left=left)
+    table.box = None
+    table.padding, table.pad_edge = (0, 2, 0, 0), False
+    return table
 
 
 def _categories(doc: Mapping[str, Any]) -> Grid:

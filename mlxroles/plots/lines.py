@@ -5,7 +5,7 @@ expected if nothing were there, is dashed in the colour of its curve. A view lea
 out; they are drawn on its edge as triangles, with their number.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -31,6 +31,7 @@ class Mark(IntEnum):
     NONE = 0
     FOUND = 1
     CONFIRMED = 2
+    REVERSED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Series:
     level: float | None = None
     """What is expected if nothing is there; drawn dashed."""
     marks: Sequence[Mark] | None = field(default=None)
-    """One per position: hollow, filled, or filled with an edge; ``None`` leaves all filled."""
+    """One per position: hollow, filled, with an edge, or half filled; ``None`` fills all."""
 
 
 def view(series: Iterable[Series], *, levels: Iterable[float | None] = ()) -> tuple[float, float]:
@@ -105,11 +106,11 @@ def curve(axes: Axes, at: Sequence[float], series: Series, limits: tuple[float, 
     _outside(axes, x, series, limits)
 
 
-def mark_handles(color: str, marker: str, texts: Sequence[str]) -> list[Line2D]:
-    """Entries of a legend that explains marks, one per text, from :attr:`Mark.NONE` on."""
+def mark_handles(color: str, marker: str, texts: Mapping[Mark, str]) -> list[Line2D]:
+    """Entries of a legend that explains marks, one per text."""
     return [
         Line2D([], [], linestyle="none", marker=marker, label=text, **_look(color, mark))
-        for mark, text in zip(Mark, texts, strict=False)
+        for mark, text in texts.items()
     ]
 
 
@@ -131,8 +132,10 @@ def _band(axes: Axes, x: Numbers, low: Numbers, high: Numbers, color: str) -> No
 
 def _look(color: str, mark: Mark) -> dict[str, Any]:
     return {
+        "fillstyle": "left" if mark is Mark.REVERSED else "full",
         "markerfacecolor": "white" if mark is Mark.NONE else color,
-        "markeredgecolor": canvas.INK if mark is Mark.CONFIRMED else color,
+        "markerfacecoloralt": "white",
+        "markeredgecolor": canvas.INK if mark >= Mark.CONFIRMED else color,
         "markeredgewidth": 1.1,
     }
 

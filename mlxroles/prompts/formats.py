@@ -53,13 +53,17 @@ def parse_json(content: str, named: str, name: str) -> list[Prompt]:
 
 
 def parse_toml(content: str, named: str, name: str) -> list[Prompt]:
-    """The prompts of a TOML document: a conversation, or a set under ``[[prompts]]``."""
+    """The prompts of a TOML document: a conversation, or a set as ``[[prompts]]`` or categories."""
     try:
         document = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise PromptError(f"{named} is not TOML: {safe_text(str(error), limit=200)}") from error
-    if "messages" not in document and "prompts" not in document:
-        raise PromptError(f"{named} needs [[messages]] of a conversation or [[prompts]] of a set")
+    known = {"messages", "prompts", "categories"} & document.keys()
+    if not known and not (document and all(isinstance(one, list) for one in document.values())):
+        raise PromptError(
+            f"{named} needs [[messages]] of a conversation, or [[prompts]] or category = [texts] of "
+            "a set"
+        )
     return _mapping(document, named, name)
 
 
@@ -128,6 +132,8 @@ def _categories(
     prompts: list[Prompt] = []
     for category, items in categories.items():
         where = f"{named}: category '{safe_text(category, limit=80)}'"
+        if not category.strip() or not items:
+            raise PromptError(f"{where} has no {'prompts' if category.strip() else 'name'}")
         for item in _list(items, where):
             fields = _fields(item)
             if isinstance(fields, dict):

@@ -25,6 +25,9 @@ body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; color: var(
   background: var(--paper); font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
+details { margin: 1.25rem 0 } summary { cursor: pointer; font-weight: 600 }
+summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
+details[open] summary { margin-bottom: .75rem }
 .finding { font-size: 1.1rem; padding: 1rem 1.25rem; background: var(--panel);
   border-left: 4px solid var(--accent); border-radius: 4px; margin: 0 0 1rem }
 .note, figcaption, footer { color: var(--dim); font-size: .9rem }
@@ -82,13 +85,25 @@ def figure(path: Path, caption: str) -> str:
     return f"<figure>\n{image}\n<figcaption>{shown}</figcaption>\n</figure>"
 
 
-def table(grid: Grid, *, is_sortable: bool = False, ordered: int | None = None) -> str:
+def folded(heading: str, body: str) -> str:
+    """What a click on the heading shows; ``body`` is HTML already."""
+    return f"<details>\n<summary>{escape(heading)}</summary>\n{body}\n</details>"
+
+
+def table(
+    grid: Grid,
+    *,
+    is_sortable: bool = False,
+    ordered: int | None = None,
+    is_folded: bool = False,
+) -> str:
     """The grid under its title; rows whose first cell ends in a mark stand out.
 
     Args:
         grid: title, head and rows as plain text.
         is_sortable: whether the page's script may sort the rows.
         ordered: the column by which the rows ascend as they are.
+        is_folded: whether a click on the title shows the rows.
     """
     cells = [
         f'<th scope="col"{_direction(ordered == at)}>{escape(name)}</th>'
@@ -96,10 +111,11 @@ def table(grid: Grid, *, is_sortable: bool = False, ordered: int | None = None) 
     ]
     body = "\n".join(_row(row) for row in grid.rows)
     kind = ' class="sortable"' if is_sortable else ""
-    return (
-        f'<h2>{escape(grid.title)}</h2>\n<div class="scroll"><table{kind}>\n'
-        f"<thead><tr>{''.join(cells)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    rows = (
+        f'<div class="scroll"><table{kind}>\n<thead><tr>{"".join(cells)}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )
+    return folded(grid.title, rows) if is_folded else f"<h2>{escape(grid.title)}</h2>\n{rows}"
 
 
 def note(text: str) -> str:

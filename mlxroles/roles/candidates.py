@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxroles.roles.contrast import Contrast
-from mlxroles.roles.sampling import CANDIDATES, Draws, Indices
+from mlxroles.roles.sampling import ALPHA, CANDIDATES, FEWEST, Draws, Indices
 from mlxroles.roles.scales import Averages
-from mlxroles.stats import benjamini_hochberg, percentile_interval
+from mlxroles.stats import percentile_interval
 
 Numbers = NDArray[np.float64]
 
 TOP = 10
 PERMUTATIONS = 1_000
 """Of the ranking; fewer where a document has fewer permutations."""
-ALPHA = 0.05
 _EPSILON = 0.05
 """What is added to both sides of a ratio, as a share of the head's median focus entropy."""
+_NORMAL = math.sqrt(math.pi / 2)
+"""Of a normal distribution: the standard deviation in mean distances from the median, and the
+standard error of the median in standard errors of the mean."""
 _TIE = 1e-9
 """Scores that differ by less are the same number computed in another order."""
 
@@ -35,11 +37,12 @@ _TIE = 1e-9
 class Tests(NamedTuple):
     """How the composite scores compare with those of permuted categories [head]."""
 
+    z: Numbers
+    """How far the composite stands out of chance (:meth:`Scores.standing_out`)."""
     p: Numbers
     p_max: Numbers
-    q: Numbers
     largest: Numbers
-    """The largest composite of all heads [permutation]."""
+    """The largest z of all heads [permutation]."""
 
 
 def find(
@@ -52,9 +55,12 @@ def find(
 ) -> dict[str, Any] | None:
     """The highest ranked heads with the permutation null of the ranking; None for one model.
 
-    ``p`` of a head is the share of permutations in which it scores as high; ``p_max`` the share in
-    which any head does, which is what picking the best of all heads has to be held against.
-    ``significant`` counts heads with ``p_max`` up to .05. Heads that lack a prompt's value, or
+    ``p`` of a head is the share of permutations in which it scores as high. ``z_null`` is how far
+    the score stands out of chance, in standard deviations of what the head's own scatter inside
+    the categories would give: the ratios of a head with hardly any entropy score high whatever is
+    permuted. ``p_max`` is the share of permutations in which any head stands out as far, which is
+    what picking the best of all heads has to be held against. ``significant`` counts heads with
+    ``p_max`` below .05, listed or not. Heads that lack a prompt's value, or
     have no entropy to take a ratio of, are not ranked.
 
     Args:
@@ -73,7 +79,7 @@ def find(
         "rows": [],
         "chance_consistency": chance_consistency(heads.n_focus, heads.n_reference),
         "n_heads": n,
-        "null": {"n": 0, "max_composite_95": math.nan},
+        "null": {"n": 0, "max_z_95": math.nan},
         "significant": 0,
     }
     if n < 2:
@@ -90,9 +96,9 @@ def find(
         ],
         "null": {
             "n": len(tests.largest),
-            "max_composite_95": float(np.quantile(tests.largest, 0.95)),
+            "max_z_95": float(np.quantile(tests.largest, 0.95)),
         },
-        "significant": int((tests.p_max <= ALPHA).sum()),
+        "significant": int((tests.p_max < ALPHA).sum()),
     }
 
 
@@ -106,6 +112,11 @@ class Scores:
     """P(f > r) over all pairs of prompts, ties counting half, or 1 minus that if it is more."""
     baseline: Numbers
     """Median entropy of the focus in base."""
+    scatter: Numbers
+    """Standard deviation of ``log_ratio`` by chance, from the log ratios' distances to the median
+    of their category."""
+    scatter_of_consistency: float
+    """The same of P(f > r), which is the same for every head without ties."""
 
     @property
     def measures(self) -> Numbers:
@@ -124,10 +135,29 @@ class Scores:
 
     def standard(self, measures: Numbers) -> Numbers:
         """Others' measures by these scores' mean and deviation (ddof 1); 0 if nothing varies."""
-        own = self.measures
-        spread = own.std(axis=1, ddof=1, keepdims=True)
-        moved = measures - own.mean(axis=1, keepdims=True)
-        return np.divide(moved, spread, out=np.zeros_like(moved), where=spread > 0)
+        moved = measures - self.measures.mean(axis=1, keepdims=True)
+        return moved * self.weights
+
+    @property
+    def weights(self) -> Numbers:
+        """What one unit of each measure adds to the composite [3, 1]."""
+        spread = self.measures.std(axis=1, ddof=1, keepdims=True)
+        return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+
+    def standing_out(self, other: "Scores") -> Numbers:
+        """How far others' composites lie above chance, in standard deviations of chance [head].
+
+        Chance is what the head's scatter inside the two categories would give if they did not
+        differ: with s the deviation of a measure, |N(0, s)| has the mean s sqrt(2 / pi) and the
+        deviation s sqrt(1 - 2 / pi). Both measures move together, so their deviations add up. The
+        weights are those of these scores. 0 for a head without scatter.
+        """
+        magnitude, consistency, _ = self.weights
+        found = magnitude * np.abs(other.log_ratio) + consistency * (other.consistency - 0.5)
+        spread = magnitude * other.scatter + consistency * other.scatter_of_consistency
+        above = found - spread * math.sqrt(2 / math.pi)
+        chance = spread * math.sqrt(1 - 2 / math.pi)
+        return np.divide(above, chance, out=np.zeros_like(above), where=chance > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,14 +212,22 @@ class Heads:
         """
         places = np.arange(len(self.prompts)) if order is None else order
         focus, reference = places[: self.n_focus], places[self.n_focus :]
-        moved = np.median(self.ratios[:, focus], axis=1) - np.median(
-            self.ratios[:, reference], axis=1
+        (first, first_away), (second, second_away) = (
+            _median_and_distance(self.ratios[:, chosen]) for chosen in (focus, reference)
         )
         pairs = self.n_focus * self.n_reference
         lowest = self.n_focus * (self.n_focus + 1) / 2
         ahead = (self.ranks[:, focus].sum(axis=1) - lowest) / pairs
         baseline = np.median(self.base[:, : self.n_focus], axis=1)
-        return Scores(moved, np.maximum(ahead, 1 - ahead), baseline)
+        size = len(places)
+        deviation = _NORMAL * (first_away + second_away) / size
+        return Scores(
+            first - second,
+            np.maximum(ahead, 1 - ahead),
+            baseline,
+            _NORMAL * deviation * math.sqrt(size / pairs),
+            math.sqrt((size + 1) / (12 * pairs)),
+        )
 
 
 def chance_consistency(n_focus: int, n_reference: int) -> float:
@@ -217,6 +255,16 @@ def _log_ratios(base: Numbers, instruct: Numbers, n_focus: int) -> Numbers:
     return np.where(known, np.log(ratio), np.nan)
 
 
+def _median_and_distance(values: Numbers) -> tuple[Numbers, Numbers]:
+    """The median over prompts and the summed distances to it [head]."""
+    ordered = np.sort(values, axis=1)
+    n = ordered.shape[1]
+    half = n // 2
+    median = (ordered[:, (n - 1) // 2] + ordered[:, half]) / 2
+    away = ordered[:, n - half :].sum(axis=1) - ordered[:, :half].sum(axis=1)
+    return median, away
+
+
 def _ranks(values: Numbers) -> Numbers:
     _, which, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[which]
@@ -224,17 +272,16 @@ def _ranks(values: Numbers) -> Numbers:
 
 def _tests(heads: Heads, observed: Scores, rng: np.random.Generator, n_permutations: int) -> Tests:
     """Permutes which changes are the focus' and scores every head on the observed ruler."""
-    composite = observed.composite
+    composite, z = observed.composite, observed.standing_out(observed)
     reached = np.zeros(len(composite))
     largest = np.empty(n_permutations)
     for i in range(n_permutations):
         permuted = heads.scores(rng.permutation(len(heads.prompts)))
-        found = observed.standard(permuted.measures).sum(axis=0)
-        reached += found >= composite - _TIE
-        largest[i] = found.max()
-    p = (1 + reached) / (1 + n_permutations)
-    above = (largest[:, None] >= composite - _TIE).sum(axis=0)
-    return Tests(p, (1 + above) / (1 + n_permutations), benjamini_hochberg(p), largest)
+        reached += observed.standard(permuted.measures).sum(axis=0) >= composite - _TIE
+        largest[i] = observed.standing_out(permuted).max()
+    above = n_permutations - np.searchsorted(np.sort(largest), z - _TIE)
+    total = 1 + n_permutations
+    return Tests(z, (1 + reached) / total, (1 + above) / total, largest)
 
 
 def _place(heads: Heads, i: int, layers: tuple[int, ...]) -> dict[str, int]:
@@ -247,7 +294,7 @@ def _effects(heads: Heads, i: int, draws: Draws) -> dict[str, float]:
     base, instruct, n_focus = heads.base[i], heads.instruct[i], heads.n_focus
     change = instruct - base
     low = high = math.nan
-    if min(n_focus, heads.n_reference) > 1:
+    if min(n_focus, heads.n_reference) >= FEWEST:
         counts = draws.counts[1:, heads.prompts]
         resampled = _resampled_medians(change[:n_focus], counts[:, :n_focus])
         resampled -= _resampled_medians(change[n_focus:], counts[:, n_focus:])
@@ -273,9 +320,9 @@ def _row(scores: Scores, tests: Tests, i: int) -> dict[str, float]:
         "consistency_score": float(consistency),
         "baseline_score": float(baseline),
         "composite_score": float(scores.composite[i]),
+        "z_null": float(tests.z[i]),
         "p": float(tests.p[i]),
         "p_max": float(tests.p_max[i]),
-        "q": float(tests.q[i]),
     }
 
 

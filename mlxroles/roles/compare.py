@@ -6,15 +6,21 @@ from typing import Any
 
 from mlxroles.errors import SpecError
 from mlxroles.roles import compat
+from mlxroles.roles.influence import Influence, without_one
 from mlxroles.roles.metrics import DEFAULT_FORM, METRICS
 
-ALPHA = 0.05
+__all__ = ["Influence", "difference_summary", "rows", "without_one"]
+
+_TESTS = ("p", "q", "p_same_length", "q_same_length")
 
 
 def rows(doc: Mapping[str, Any], *, form: str = DEFAULT_FORM) -> list[dict[str, Any]]:
-    """One row per layer: both models, their difference, its tests, and the normalised numbers.
+    """One row per layer: both models, their difference, and the normalised numbers.
 
-    Numbers that do not exist are NaN, so every row has the same keys whatever the contrast.
+    Beside the values stand ``_low`` and ``_high``, and of both models, their difference and the
+    normalised difference the tests: ``_p``, ``_q`` and the same of prompts of equal length,
+    ``_p_same_length`` and ``_q_same_length``. These belong to the default form. Numbers that do
+    not exist are NaN, so every row has the same keys whatever the contrast.
 
     Args:
         doc: what :func:`mlxroles.roles.document.build` returned, or a stored document, where
@@ -33,7 +39,7 @@ def rows(doc: Mapping[str, Any], *, form: str = DEFAULT_FORM) -> list[dict[str, 
     for row, one in enumerate(found):
         for metric in METRICS:
             one |= _row(doc, metric, form, row)
-        bounds = doc["null"]["raw"]
+        bounds = doc["null"]["raw"]["forms"][form]
         one |= {f"null_{metric}": _number(bounds[metric]) for metric in METRICS}
     return found
 
@@ -44,8 +50,9 @@ def difference_summary(
     """What the layers' differences add up to; None without a difference.
 
     As :func:`mlxroles.roles.compat.difference_summary`, whose counts by the threshold of .01 are
-    no test, and per metric the layers whose permutation test has a false discovery rate up to .05:
-    ``q_below_05``, and ``q_same_length_below_05`` among prompts of equal length.
+    no test, and per metric the layers that are ``significant``, in ``q_below_05``, and those of
+    them that hold among prompts of equal length, in ``q_same_length_below_05``. Both are of the
+    default form (:func:`mlxroles.roles.layer_tests.flags`).
 
     Args:
         layers: the numbers of the layers.
@@ -59,11 +66,12 @@ def difference_summary(
     for metric in METRICS:
         test = raw["difference"][f"{metric}_test"]
         if test is not None and summary[metric] is not None:
-            for name in ("q", "q_same_length"):
-                below = zip(layers, test[name], strict=True)
-                summary[metric][f"{name}_below_05"] = [
-                    layer for layer, q in below if _number(q) <= ALPHA
-                ]
+            for name, flag in (
+                ("q_below_05", "significant"),
+                ("q_same_length_below_05", "holds_at_equal_length"),
+            ):
+                flagged = zip(layers, test[flag], strict=True)
+                summary[metric][name] = [layer for layer, is_so in flagged if is_so]
     return summary
 
 
@@ -80,21 +88,22 @@ def _study_row(raw: Mapping[str, Any], form: str, row: int) -> dict[str, float]:
 
 def _row(doc: Mapping[str, Any], metric: str, form: str, row: int) -> dict[str, float]:
     found: dict[str, float] = {}
-    for model in ("base", "instruct"):
-        one = doc["raw"]["models"][model]
-        found |= _estimate(one[metric], form, row, f"{metric}_{model}")
-    difference = doc["raw"]["difference"]
-    found |= _estimate(difference[metric], form, row, f"{metric}_diff")
-    test = difference[f"{metric}_test"]
-    for name in ("p", "q", "p_same_length"):
-        found[f"{metric}_diff_{name}"] = math.nan if test is None else _number(test[name][row])
-    normalised = doc["normalised"]
-    for model in ("base", "instruct"):
-        one = _estimate(normalised["models"][model][metric], form, row, "own")
-        found[f"{metric}_normalised_{model}"] = one["own"]
-    return found | _estimate(
-        normalised["difference"][metric], form, row, f"{metric}_normalised_diff"
-    )
+    raw, normalised = doc["raw"], doc["normalised"]
+    for what, one in (*raw["models"].items(), ("diff", raw["difference"])):
+        found |= _estimate(one[metric], form, row, f"{metric}_{what}")
+        found |= _test(one[f"{metric}_test"], row, f"{metric}_{what}")
+    for model, one in normalised["models"].items():
+        own = _estimate(one[metric], form, row, "own")
+        found[f"{metric}_normalised_{model}"] = own["own"]
+    difference, name = normalised["difference"], f"{metric}_normalised_diff"
+    found |= _estimate(difference[metric], form, row, name)
+    return found | _test(difference[f"{metric}_test"], row, name)
+
+
+def _test(test: Mapping[str, Any] | None, row: int, name: str) -> dict[str, float]:
+    return {
+        f"{name}_{what}": math.nan if test is None else _number(test[what][row]) for what in _TESTS
+    }
 
 
 def _estimate(

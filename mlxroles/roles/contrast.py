@@ -1,6 +1,7 @@
 """Which categories of prompts are held against each other."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from mlxroles.errors import SpecError
@@ -41,10 +42,12 @@ def contrast_of(
 
     Args:
         categories: the names in the order of their first prompts.
-        text: ``FOCUS/REFERENCE`` or ``FOCUS/REFERENCE/CONFOUNDER``.
+        text: ``FOCUS/REFERENCE`` or ``FOCUS/REFERENCE/CONFOUNDER``; a name may hold a slash
+            itself where the categories leave one way to read the text.
 
     Raises:
-        SpecError: the text has another form, names a category twice or one that no prompt has.
+        SpecError: the text has another form, can be read in two ways, names a category twice or
+            one that no prompt has.
     """
     if text is not None:
         return _asked_for(categories, text), ()
@@ -57,7 +60,15 @@ def contrast_of(
 
 
 def _asked_for(categories: Sequence[str], text: str) -> Contrast:
-    names = [name.strip() for name in text.split("/")]
+    ways = [names for names in _ways(text) if all(name in categories for name in names)]
+    ways = [names for names in ways if len(set(names)) == len(names)] or ways
+    if len(ways) > 1:
+        shown = " or ".join(", ".join(f"'{safe_text(name)}'" for name in names) for names in ways)
+        raise SpecError(
+            f"the contrast '{safe_text(text)}' can be read as {shown}; rename a category so that "
+            "no name holds a slash"
+        )
+    names = ways[0] if ways else [name.strip() for name in text.split("/")]
     if len(names) not in (2, 3) or not all(names):
         raise SpecError(
             f"the contrast '{safe_text(text)}' is not FOCUS/REFERENCE or FOCUS/REFERENCE/CONFOUNDER"
@@ -72,6 +83,15 @@ def _asked_for(categories: Sequence[str], text: str) -> Contrast:
     if len(set(names)) < len(names):
         raise SpecError(f"the contrast '{safe_text(text)}' names a category twice")
     return Contrast(*names)
+
+
+def _ways(text: str) -> Iterator[list[str]]:
+    """Every way to read a text as two or three names, with slashes between or inside them."""
+    parts = text.split("/")
+    for n_cuts in (1, 2):
+        for cuts in itertools.combinations(range(1, len(parts)), n_cuts):
+            edges = itertools.pairwise((0, *cuts, len(parts)))
+            yield ["/".join(parts[start:end]).strip() for start, end in edges]
 
 
 def _assumed(found: Contrast) -> str:

@@ -10,15 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxroles.errors import SpecError, StoreError
+from mlxroles.roles.influence import decides, without_one
 from mlxroles.roles.metrics import METRICS
+from mlxroles.roles.sampling import ALPHA
 from mlxroles.stats import Correlation, correlation
-from mlxroles.text import safe_text
+from mlxroles.text import format_number, safe_text
 
-ALPHA = 0.05
 _BOUNDS = (("_diff_ci_low", "_diff_ci_high"), ("_diff_low", "_diff_high"))
 """Columns of the study's comparison and of :func:`mlxroles.roles.compare.rows`."""
 
 Numbers = NDArray[np.float64]
+
+_INTERVAL = "95 %, Fisher's z with n_eff, the effective number of layers, in place of their number"
+_IDENTICAL = "the same numbers twice: a correlation of these says nothing"
+_SAME = 1e-9
+"""Profiles whose values differ by a smaller share are the same numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ def correlate(named: Mapping[str, Profile], metric: str) -> dict[str, Any]:
     """What each family's layers add up to, and how every two families go together.
 
     Families with different layers are compared at equal relative depth, the deeper one
-    interpolated linearly at the layers of the other.
+    interpolated linearly at the layers of the other. ``pearson_low`` and ``pearson_high`` are
+    computed with ``n_eff`` layers, not with all of them as ``pearson_p`` is; the document says so
+    in ``pearson_interval``.
 
     Args:
         named: the change per layer by family.
@@ -78,6 +86,7 @@ def correlate(named: Mapping[str, Profile], metric: str) -> dict[str, Any]:
         raise SpecError("no family to correlate; give two or more")
     return {
         "metric": metric,
+        "pearson_interval": _INTERVAL,
         "families": {name: _family(one) for name, one in named.items()},
         "pairs": [
             _pair((one, named[one]), (other, named[other]))
@@ -90,27 +99,16 @@ def _family(profile: Profile) -> dict[str, Any]:
     values = np.array(profile.values, dtype=np.float64)
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if len(values) else math.nan
-    without = _without_one(profile.layers, profile.values)
+    most = without_one(profile.layers, profile.values)
     return {
         "n_layers": len(values),
         "mean": mean,
         "median": float(np.median(values)) if len(values) else math.nan,
         "sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
         "mean_ci": _mean_ci(values),
-        "without": without,
-        "decided_by_one_layer": without is not None and _decides(mean, without["mean"]),
+        "without": None if most is None else {"layer": most.layer, "mean": most.without},
+        "decided_by_one_layer": most is not None and most.decides,
     }
-
-
-def _without_one(layers: Sequence[int], values: Sequence[float]) -> dict[str, Any] | None:
-    """The layer whose removal changes the mean most, and the mean of the others."""
-    array = np.array(values, dtype=np.float64)
-    known = np.flatnonzero(np.isfinite(array))
-    if len(known) < 2:
-        return None
-    kept = array[known]
-    i = int(np.argmax(np.abs(kept - kept.mean())))
-    return {"layer": layers[known[i]], "mean": float(np.delete(kept, i).mean())}
 
 
 def _mean_ci(values: Numbers) -> list[float] | None:
@@ -132,11 +130,6 @@ def _mean_ci(values: Numbers) -> list[float] | None:
     return [mean - half, mean + half]
 
 
-def _decides(mean: float, without: float) -> bool:
-    """Whether a mean changes its sign or loses more than half without one layer."""
-    return mean * without < 0 or abs(without) < abs(mean) / 2
-
-
 def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, Any]:
     (name, one), (other_name, other) = first, second
     how, layers, x, y = aligned(one, other)
@@ -153,7 +146,11 @@ def _pair(first: tuple[str, Profile], second: tuple[str, Profile]) -> dict[str, 
         **numbers,
         "most_influential_layer": most,
         "r_without_it": without,
-        "verdict": _verdict(found, most, without),
+        "verdict": (
+            _IDENTICAL
+            if math.isfinite(found.pearson_r) and np.allclose(x, y, _SAME, 0, equal_nan=True)
+            else _verdict(found, most, without)
+        ),
     }
 
 
@@ -199,20 +196,42 @@ def _verdict(found: Correlation, layer: int | None, without: float) -> str:
     """What the tests leave of a correlation, in one sentence."""
     if math.isnan(found.pearson_r):
         return "no correlation can be computed: too few layers, or no variation"
-    if found.pearson_p > ALPHA:
+    if not found.pearson_p < ALPHA:
         return "no correlation shown"
     doubts = []
-    if layer is not None and _decides(found.pearson_r, without):
+    if layer is not None and decides(found.pearson_r, without):
         doubts.append(f"it rests on layer {layer}")
-    if not found.n_eff_p <= ALPHA:
+    if not found.n_eff_p < ALPHA:
         doubts.append("neighbouring layers are alike, which leaves too few independent ones")
-    if not found.detrended_p <= ALPHA:
+    if found.detrended_p >= ALPHA:
         doubts.append("a trend over depth that both share explains it")
-    if not found.shift_p <= ALPHA:
-        doubts.append("the same profiles shifted against each other correlate as much")
+    # The n shifts include none at all, so no p can be below 1 / n.
+    has_shifts = 1 / found.n < ALPHA
+    if has_shifts and not found.shift_p < ALPHA:
+        as_much = round(found.shift_p * found.n) - 1
+        doubts.append(
+            f"{as_much} of {found.n - 1} shifts of the profiles against each other correlate as "
+            "much"
+        )
+    untested = _untested(found, has_shifts=has_shifts)
     if doubts:
-        return f"nominally correlated, but {'; '.join(doubts)}"
-    return "correlated layer by layer, beyond a trend over depth that both share"
+        return f"nominally correlated, but {'; '.join([*doubts, *untested])}"
+    beyond = "" if math.isnan(found.detrended_p) else ", beyond a trend over depth that both share"
+    return "; ".join([f"correlated layer by layer{beyond}", *untested])
+
+
+def _untested(found: Correlation, *, has_shifts: bool) -> list[str]:
+    """What so few layers do not allow to be tested."""
+    untested = []
+    if math.isnan(found.detrended_p):
+        untested.append("no test without a trend over depth, which fits so few layers")
+    if not has_shifts:
+        smallest = format_number(1 / found.n, ".3f")
+        untested.append(
+            f"{found.n} layers allow only {found.n} shifts (smallest p {smallest}): no test by "
+            "shifts"
+        )
+    return untested
 
 
 def _layer(row: Mapping[str, Any]) -> int:

@@ -1,6 +1,6 @@
 """All numbers of a run of attention entropies, as one document of plain lists and numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +9,8 @@ import numpy as np
 from mlxroles.errors import SpecError
 from mlxroles.roles import candidates, compare, null
 from mlxroles.roles.contrast import Contrast, contrast_of
-from mlxroles.roles.heads import HeadResults, head_results
-from mlxroles.roles.sampling import Draws
+from mlxroles.roles.heads import HeadResults, head_results, labels_of
+from mlxroles.roles.sampling import FEWEST, Draws
 from mlxroles.roles.scales import Averages, scale
 from mlxroles.roles.table import Entropies, Reading
 from mlxroles.text import format_number, safe_text
@@ -28,11 +28,13 @@ def build(
     seed: int = 0,
     n_resamples: int = 10_000,
     n_permutations: int = 10_000,
+    heads: bool = True,
 ) -> dict[str, Any]:
     """Every statistic of one model, or of a base and an instruct model and their difference.
 
     Intervals are 95 % percentile bootstraps over prompts within categories, with the same
-    resamples for both models; tests permute the categories of prompts. The same tables and seed
+    resamples for both models; what rests on a category of fewer than ``sampling.FEWEST`` prompts
+    has none, which a note says. Tests permute the categories of prompts. The same tables and seed
     give the same document to the last bit. Numbers that do not exist are NaN.
 
     Args:
@@ -42,6 +44,8 @@ def build(
         seed: of every resample and permutation; not negative.
         n_resamples: bootstrap resamples.
         n_permutations: permutations per test.
+        heads: whether single heads are described, which takes most of the time. Otherwise
+            ``heads`` and ``candidates`` are None.
 
     Raises:
         SpecError: the models were not asked the same prompts, or no prompt has a category of the
@@ -54,6 +58,7 @@ def build(
         seed=seed,
         n_resamples=n_resamples,
         n_permutations=n_permutations,
+        heads=heads,
     )
     return found
 
@@ -66,8 +71,12 @@ def build_with_heads(
     seed: int = 0,
     n_resamples: int = 10_000,
     n_permutations: int = 10_000,
+    heads: bool = True,
 ) -> tuple[dict[str, Any], HeadResults]:
-    """As :func:`build`, with the statistics of every head beside the document."""
+    """As :func:`build`, with the statistics of every head beside the document.
+
+    Without ``heads`` there are none, so no rows.
+    """
     models = ordered(tables)
     table = next(iter(models.values()))
     for name in contrast.names if contrast else ():
@@ -75,8 +84,11 @@ def build_with_heads(
     draws = Draws.of(table, seed=seed, n_resamples=n_resamples, n_permutations=n_permutations)
     averages = Averages.by_scale(models, reading)
     scales = {name: scale(by_model, contrast, draws) for name, by_model in averages.items()}
-    heads = head_results(table.layers, averages, contrast, draws)
-    found = candidates.find(table.layers, averages["raw"], contrast, draws)
+    labels = labels_of(table.layers, averages["raw"], contrast)
+    by_head, ranking = HeadResults(labels, {}), None
+    if heads:
+        by_head = head_results(labels, averages, contrast, draws)
+        ranking = candidates.find(table.layers, averages["raw"], contrast, draws)
     document = {
         "models": list(models),
         "layers": list(table.layers),
@@ -91,11 +103,18 @@ def build_with_heads(
         "lengths": {name: _lengths(table, name) for name in table.categories},
         "null": null.uniform(table, reading, contrast),
         **scales,
-        "heads": heads.document(),
-        "candidates": found,
+        "heads": by_head.document() if heads else None,
+        "candidates": ranking,
         "difference_summary": compare.difference_summary(table.layers, scales["raw"]),
     }
-    return document | {"notes": _notes(document, averages["raw"], contrast)}, heads
+    notes = [
+        *_prompt_notes(document["lengths"], next(iter(averages["raw"].values()))),
+        *_first_key_notes(models, reading),
+        *_flagged_note(labels),
+    ]
+    if contrast is not None:
+        notes += _length_note(document["lengths"], document["null"]["raw"], contrast)
+    return document | {"notes": notes}, by_head
 
 
 def ordered(tables: Mapping[str, Entropies]) -> dict[str, Entropies]:
@@ -146,29 +165,48 @@ def _lengths(table: Entropies, category: str) -> dict[str, Any]:
     }
 
 
-def _notes(
-    document: Mapping[str, Any], raw: Mapping[str, Averages], contrast: Contrast | None
-) -> list[str]:
+def _prompt_notes(lengths: Mapping[str, Any], one: Averages) -> list[str]:
     notes = []
-    one = next(iter(raw.values()))
     for name, members in one.members.items():
-        n_prompts, counted = document["lengths"][name]["n"], len(members)
+        n_prompts, counted = lengths[name]["n"], len(members)
         if counted < n_prompts:
             notes.append(
                 f"category {safe_text(name)}: {n_prompts - counted} of {n_prompts} prompts have no "
                 "query that counts and are left out"
             )
-        if counted == 1:
-            notes.append(f"category {safe_text(name)} has one prompt: no intervals")
-    flagged, n_heads = len(document["heads"]["flagged"]), document["heads"]["n"]
-    if flagged:
+    few = {name: len(members) for name, members in one.members.items() if len(members) < FEWEST}
+    if few:
+        shown = ", ".join(f"{safe_text(name)} {n}" for name, n in few.items())
         notes.append(
-            f"{flagged} of {n_heads} heads have a reference entropy below .01 nat, where ratios "
-            "explode: read the medians and log ratios beside the means of ratios"
+            f"fewer than {FEWEST} prompts in a category ({shown}): no intervals of what rests on "
+            "it, and no layer is called significant there"
         )
-    if contrast is not None:
-        notes += _length_note(document["lengths"], document["null"]["raw"], contrast)
     return notes
+
+
+def _first_key_notes(tables: Mapping[str, Entropies], reading: Reading) -> list[str]:
+    """Queries that lose all of their weight with the begin token, and so have no entropy."""
+    notes = []
+    for name, table in tables.items():
+        asked = np.where(table.counted(reading)[:, None, None], table.entropy, np.nan)
+        n_asked = int((~np.isnan(asked)).sum())
+        lost = n_asked - int((~np.isnan(table.queries(reading))).sum())
+        if lost:
+            notes.append(
+                f"{safe_text(name)}: {lost} of {n_asked} queries, counted in every head, have all "
+                "of their weight on the begin token and no entropy without it; they are left out"
+            )
+    return notes
+
+
+def _flagged_note(labels: Sequence[Mapping[str, Any]]) -> list[str]:
+    flagged, n_heads = (sum(one[what] for one in labels) for what in ("flagged", "exists"))
+    if not flagged:
+        return []
+    return [
+        f"{flagged} of {n_heads} heads have a reference entropy below .01 nat, where ratios "
+        "explode: read the medians and log ratios beside the means of ratios"
+    ]
 
 
 def _length_note(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlxroles.roles.contrast import Contrast
+from mlxroles.stats import nan_mean
 
 Numbers = NDArray[np.float64]
 
@@ -44,8 +45,8 @@ def forms(means: Means, contrast: Contrast) -> dict[str, dict[str, Numbers]]:
     """Every form of every metric (...) of one layer; ``rsi`` is absent without a confounder."""
     by_form = {
         "ratio_of_means": ratio_of_means(means.layer, contrast),
-        "head_form": _over_heads(means.pooled, contrast, head_mean, at_zero=0.0),
-        "mean_of_ratios": _over_heads(means.heads, contrast, head_mean),
+        "head_form": _over_heads(means.pooled, contrast, _head_mean, at_zero=0.0),
+        "mean_of_ratios": _over_heads(means.heads, contrast, _head_mean),
         "median_of_ratios": _over_heads(means.heads, contrast, head_median),
         "log_ratio": log_ratio(means.layer, contrast),
     }
@@ -91,16 +92,6 @@ def difference_of_means(
     }
 
 
-def head_mean(values: Numbers) -> Numbers:
-    """The mean over the last axis of what is not NaN; NaN where nothing is left."""
-    known = ~np.isnan(values)
-    if known.all():
-        return values.mean(axis=-1)
-    count = known.sum(axis=-1)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def head_median(values: Numbers) -> Numbers:
     """The median over the last axis of what is not NaN; NaN where nothing is left."""
     missing = np.isnan(values)
@@ -111,6 +102,10 @@ def head_median(values: Numbers) -> Numbers:
     low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
     high = np.take_along_axis(ordered, np.maximum(count, 1) // 2, axis=-1)
     return np.where(count > 0, (low + high) / 2, np.nan)[..., 0]
+
+
+def _head_mean(values: Numbers) -> Numbers:
+    return nan_mean(values, axis=-1)
 
 
 def _over_heads(

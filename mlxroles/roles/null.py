@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mlxroles.roles.contrast import Contrast
-from mlxroles.roles.metrics import difference_of_means, ratio_of_means
+from mlxroles.roles.metrics import DEFAULT_FORM, FORMS, METRICS, Means, difference_of_means, forms
 from mlxroles.roles.table import Entropies, Reading
 from mlxroles.stats import nan_mean
 
@@ -53,8 +53,9 @@ def uniform_table(
 def uniform(table: Entropies, reading: Reading, contrast: Contrast | None) -> dict[str, dict]:
     """Entropies, RFC and RSI of uniform attention on the prompts of a table, on both scales.
 
-    RFC and RSI are ratios of means; on the scale ``normalised`` every entropy is 1 and so both
-    are 0, unless no query of a category sees two keys.
+    ``rfc`` and ``rsi`` are of the default form; ``forms`` has them in each. On the scale
+    ``normalised`` every entropy is 1 and so all are 0, unless no query of a category sees two
+    keys.
     """
     model = uniform_table(table.length, table.category, table.has_bos)
     return {
@@ -66,16 +67,27 @@ def uniform(table: Entropies, reading: Reading, contrast: Contrast | None) -> di
 def _scale(
     model: Entropies, reading: Reading, contrast: Contrast | None, *, normalised: bool
 ) -> dict:
-    values = model.per_layer(reading, normalised=normalised)[:, 0]
-    means = {name: nan_mean(values[model.members(name)]) for name in model.categories}
-    document = {"category": {name: float(mean) for name, mean in means.items()}}
+    queries = model.queries(reading, normalised=normalised)[:, :, 0]
+    prompts = nan_mean(queries, axis=-1)
+    members = {name: model.members(name) for name in model.categories}
+    means = {name: nan_mean(prompts[chosen]) for name, chosen in members.items()}
+    document = {"category": {name: float(mean[0]) for name, mean in means.items()}}
     if contrast is None:
-        return document | {"rfc": None, "rsi": None, "contrast": None}
-    ratios = ratio_of_means(means, contrast)
+        return document | dict.fromkeys(("rfc", "rsi", "contrast", "forms"))
+    pooled = {name: nan_mean(queries[chosen].ravel())[None] for name, chosen in members.items()}
+    by_layer = {name: mean[0] for name, mean in means.items()}
+    found = forms(Means(by_layer, means, pooled), contrast)
+    by_form = {
+        form: {
+            metric: _number(found[metric][form]) if metric in found else None for metric in METRICS
+        }
+        for form in FORMS
+    }
     return (
         document
-        | {metric: _number(ratios[metric]) for metric in ("rfc", "rsi")}
-        | {"contrast": {k: _number(v) for k, v in difference_of_means(means, contrast).items()}}
+        | by_form[DEFAULT_FORM]
+        | {"contrast": {k: _number(v) for k, v in difference_of_means(by_layer, contrast).items()}}
+        | {"forms": by_form}
     )
 
 

@@ -12,6 +12,13 @@ from mlxroles.stats import benjamini_hochberg, permutation_test, resample_counts
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.integer]
 
+ALPHA = 0.05
+"""A p or q below this is significant; the share of true nulls that may be."""
+
+FEWEST = 5
+"""Prompts of a category below which nothing has an interval: resamples of two prompts are mostly
+one of them twice, and their spread says nothing."""
+
 BOOTSTRAP, PERMUTATION, SAME_LENGTH, CANDIDATES = 1, 2, 3, 4
 """What a child generator is for; with the seed it names the stream."""
 
@@ -32,6 +39,16 @@ class LabelTest(NamedTuple):
     p_same_length: Numbers
     """Labels permuted among prompts of equal length: what length explains is not counted."""
     q_same_length: Numbers
+    statistic: Numbers
+    """Mean of the first category minus mean of the second."""
+    statistic_same_length: Numbers
+    """Weighted mean of the same differences among prompts of equal length."""
+    n_permutations: int
+    exact: bool
+    """Whether these are all the ways there are to hand out the labels."""
+    n_permutations_same_length: int
+    smallest_p: float
+    """The least ``p`` that any values could have with these prompts and permutations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +109,12 @@ class Draws:
             plain.p_max,
             matched.p,
             benjamini_hochberg(matched.p),
+            plain.statistic,
+            matched.statistic,
+            plain.n_permutations,
+            plain.exact,
+            matched.n_permutations,
+            plain.smallest_p,
         )
 
 

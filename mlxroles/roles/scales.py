@@ -1,6 +1,6 @@
 """RFC and RSI of every layer on one scale, raw or length-normalised, with what is sure of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from mlxroles.roles import metrics
 from mlxroles.roles.contrast import Contrast
-from mlxroles.roles.metrics import FORMS, METRICS, Means
-from mlxroles.roles.sampling import Draws, with_values
+from mlxroles.roles.layer_tests import layer_tests
+from mlxroles.roles.metrics import DEFAULT_FORM, FORMS, METRICS, Means
+from mlxroles.roles.sampling import FEWEST, Draws, with_values
 from mlxroles.roles.table import Entropies, Reading
-from mlxroles.stats import percentile_interval, weighted_means
+from mlxroles.stats import nan_mean, percentile_interval, weighted_means
 
 SCALES = ("raw", "normalised")
 """Nats, and shares of the entropy of uniform weights over the keys that a query sees."""
@@ -48,7 +49,7 @@ class Averages:
         absent = (queries == 0).all(axis=0)
         return cls(
             per_head,
-            metrics.head_mean(per_head),
+            nan_mean(per_head, axis=-1),
             np.where(absent, np.nan, total),
             queries,
             {name: with_values(per_head, table.members(name)) for name in table.categories},
@@ -68,8 +69,8 @@ class Averages:
         }
 
     def enough(self, *categories: str) -> bool:
-        """Whether each of the categories has two prompts, without which there is no interval."""
-        return all(len(self.members[name]) > 1 for name in categories)
+        """Whether each of the categories has prompts enough for an interval."""
+        return all(len(self.members[name]) >= FEWEST for name in categories)
 
     def metrics_with_interval(self, contrast: Contrast) -> dict[str, bool]:
         """Whether there are prompts enough for each metric's interval."""
@@ -100,9 +101,11 @@ def scale(
         metric: {form: samples[1][metric][form] - samples[0][metric][form] for form in FORMS}
         for metric in samples[0]
     }
-    change = instruct.per_layer - base.per_layer
-    difference = _ratios(moved, base, contrast) | _tests(change, base, contrast, draws)
-    return {"models": models, "difference": difference}
+    ratios = _ratios(moved, base, contrast)
+    return {
+        "models": models,
+        "difference": ratios | _tests((base, instruct), ratios, contrast, draws),
+    }
 
 
 def estimate(samples: Numbers, *, enough: bool) -> dict[str, list]:
@@ -134,7 +137,7 @@ def _model(
         return found | dict.fromkeys(nothing), {}
     samples = _samples(one, means, contrast, draws)
     found |= _ratios(samples, one, contrast)
-    found |= _tests(one.per_layer, one, contrast, draws)
+    found |= _tests((one,), found, contrast, draws)
     enough = {
         "reference_minus_focus": one.enough(contrast.focus, contrast.reference),
         "confounder_minus_focus": one.enough(contrast.focus, contrast.names[-1]),
@@ -180,25 +183,13 @@ def _ratios(samples: Samples, one: Averages, contrast: Contrast) -> dict[str, An
     return found
 
 
-def _tests(values: Numbers, one: Averages, contrast: Contrast, draws: Draws) -> dict[str, Any]:
-    """Permutation tests over layers: RFC of focus against reference, RSI of confounder."""
-    focus = one.members[contrast.focus]
-    found: dict[str, Any] = {
-        "rfc_test": _test(draws, values, focus, one.members[contrast.reference]),
-        "rsi_test": None,
-    }
-    if contrast.confounder is not None:
-        found["rsi_test"] = _test(draws, values, one.members[contrast.confounder], focus)
-    return found
-
-
-def _test(
-    draws: Draws, values: Numbers, first: NDArray[np.integer], second: NDArray[np.integer]
-) -> dict[str, list]:
-    found = draws.test(values, first, second)
-    return {
-        "p": found.p.tolist(),
-        "q": found.q.tolist(),
-        "p_same_length": found.p_same_length.tolist(),
-        "q_same_length": found.q_same_length.tolist(),
-    }
+def _tests(
+    models: Sequence[Averages], ratios: Mapping[str, Any], contrast: Contrast, draws: Draws
+) -> dict[str, Any]:
+    return layer_tests(
+        [one.per_layer for one in models],
+        [one.members for one in models],
+        {metric: ratios[metric] and ratios[metric][DEFAULT_FORM] for metric in METRICS},
+        contrast,
+        draws,
+    )

@@ -26,7 +26,7 @@ EXPERIMENT = "entropy"
 
 _TABLE_NAMES = re.compile(r"[ _-]*(?:detailed_comparison|patching_candidates)[ _-]*")
 
-SourceKind = Literal["run", "patterns", "comparison", "candidates"]
+SourceKind = Literal["run", "patterns", "comparison", "candidates", "changes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Source:
     """Entropies by model; none for a published table."""
     patterns: Patterns | None = None
     comparison: list[Row] | None = None
-    """Rows of the study's comparison, in the order of layers."""
+    """Rows of a comparison, the study's or our own, in the order of layers."""
     candidates: list[Row] | None = None
     """Rows of the study's table of candidates, in the order of ranks."""
 
@@ -68,29 +68,93 @@ class Source:
 
 
 def load(text: str, *, results: Path = RESULTS) -> Source:
-    """What a path or the name of a family stands for.
+    """The numbers that a path or a name stands for.
 
     Args:
-        text: a run folder (or a file in it), a ``.csv`` of the study, an ``.npz`` with patterns,
-            or a name of the catalogue. A path that exists comes first, unless it is a folder that
-            is no run and bears the name of a family.
-        results: the folder of all results, in which the runs of a family are looked for.
+        text: as for :func:`find`.
+        results: likewise.
 
     Raises:
         StoreError: it cannot be read or is not complete.
         SpecError: it is no path and no name.
         PairError: the user's catalogue is wrong.
     """
+    path = find(text, results=results)
+    return _of_run(path) if path.is_dir() else _of_file(path)
+
+
+def find(text: str, *, results: Path = RESULTS) -> Path:
+    """The run folder or file that a path or a name stands for.
+
+    Args:
+        text: a run folder (or a file in it), a folder of runs, a ``.csv`` of the study, an ``.npz``
+            with patterns, a name of the catalogue, or the end of the name of a folder of runs. A
+            path that exists comes first, unless it is a folder without runs that bears the name
+            of a family.
+        results: the folder of all results, in which runs are looked for.
+
+    Raises:
+        StoreError: there is nothing of that kind there.
+        SpecError: it is no path and no name.
+        PairError: the user's catalogue is wrong.
+    """
     path = Path(text).expanduser() if text.startswith("~/") else Path(text)
     with plain_errors(path, verb="read"):
         exists, is_folder = bool(text) and path.exists(), path.is_dir()
-    if is_folder and exists and not stored.is_run(path) and text in pairs.catalogue():
-        return _of_family(text, results)
-    if is_folder and exists:
-        return _of_folder(path)
-    if exists:
-        return _of_file(path)
-    return _of_family(text, results)
+    if not exists:
+        return _named(text, results)
+    if not is_folder:
+        inner = path.name in (stored.RUN_FILE, stored.SUMMARY, stored.MANIFEST)
+        return path.parent if inner else path
+    if stored.is_run(path):
+        return path
+    if stored.runs_in(path):
+        return _newest(path, f"{shown(path)}", "run the command again that made it")
+    if text in pairs.catalogue():
+        return _named(text, results)
+    raise StoreError(f"{shown(path)} is not a run folder: {_expected()}")
+
+
+def _named(name: str, results: Path) -> Path:
+    """The newest run of a family, or of the one folder of runs whose name ends or begins so."""
+    wanted = f"run `mlxroles entropy --family {name}`"
+    if name in pairs.catalogue():
+        return _newest(results / slug(f"{EXPERIMENT}_{name}"), name, wanted)
+    here = _experiments(results)
+    fitting = [one for one in here if slug(name).lower() in one] if name else []
+    if len(fitting) == 1:
+        return _newest(here[fitting[0]], fitting[0], "run the command again that made it")
+    hint = did_you_mean(name, [*pairs.catalogue(), *here])
+    known = f"; runs here: {', '.join(map(safe_text, here))}" if here else ""
+    raise SpecError(
+        f"{safe_text(name, limit=200)!r} is no path and no family{hint}{known} ({_expected()})"
+    )
+
+
+def _experiments(results: Path) -> dict[str, Path]:
+    """The folders of entropy runs by name, without what they all begin with."""
+    with plain_errors(results, verb="read"):
+        folders = sorted(results.glob(f"{EXPERIMENT}_*")) if results.is_dir() else []
+    return {f.name.removeprefix(f"{EXPERIMENT}_"): f for f in folders if stored.runs_in(f)}
+
+
+def _newest(folder: Path, name: str, what_to_do: str) -> Path:
+    """The newest complete run of a folder, of both models if there is one."""
+    runs = stored.runs_in(folder)
+    complete = [run for run in runs if stored.is_complete(run)]
+    if not complete:
+        state = "has no complete run" if runs else "has no run"
+        under = "" if name == shown(folder) else f" under {shown(folder)}"
+        raise StoreError(f"{name} {state}{under}: {what_to_do} {'again' if runs else 'first'}")
+    both = (run for run in complete if stored.n_models(run) > 1)
+    return next(both, complete[0])
+
+
+def _of_run(path: Path) -> Source:
+    if not stored.is_run(path):
+        raise StoreError(f"{shown(path)} is not a run folder: {_expected()}")
+    run = stored.summary(path)
+    return Source(_display(run, path), path, "run", tables=stored.tables(path))
 
 
 def _of_file(path: Path) -> Source:
@@ -104,11 +168,9 @@ def _of_file(path: Path) -> Source:
     if ending == ".csv":
         kind, rows = tables_csv.read(path)
         name = _TABLE_NAMES.sub("_", path.stem).strip("_") or path.absolute().parent.name
-        if kind == "comparison":
-            return Source(name, path, kind, comparison=rows)
-        return Source(name, path, kind, candidates=rows)
-    if path.name in (stored.RUN_FILE, stored.SUMMARY, stored.MANIFEST):
-        return _of_folder(path.parent)
+        if kind == "candidates":
+            return Source(name, path, kind, candidates=rows)
+        return Source(name, path, kind, comparison=rows)
     raise StoreError(f"{shown(path)} is none of what can be read here: {_expected()}")
 
 
@@ -117,15 +179,6 @@ def _expected() -> str:
         "expected is a run folder of `mlxroles entropy`, a .csv of the study, an .npz with"
         " patterns, or a family of the catalogue"
     )
-
-
-def _of_folder(path: Path) -> Source:
-    if not stored.is_run(path):
-        below = stored.runs_in(path)
-        hint = f"name one of its runs, such as {shown(below[0])}" if below else _expected()
-        raise StoreError(f"{shown(path)} is not a run folder: {hint}")
-    run = stored.summary(path)
-    return Source(_display(run, path), path, "run", tables=stored.tables(path))
 
 
 def _display(run: Mapping[str, object], path: Path) -> str:
@@ -137,24 +190,3 @@ def _display(run: Mapping[str, object], path: Path) -> str:
     name = path.absolute().parent.name.removeprefix(f"{EXPERIMENT}_")
     known = pairs.catalogue().get(name)
     return known.display if known else name
-
-
-def _of_family(name: str, results: Path) -> Source:
-    catalogue = pairs.catalogue()
-    if name not in catalogue:
-        hint = did_you_mean(name, catalogue)
-        raise SpecError(
-            f"{safe_text(name, limit=200)!r} is no path and no family of the catalogue{hint}"
-            f" ({_expected()})"
-        )
-    folder = results / slug(f"{EXPERIMENT}_{name}")
-    runs = stored.runs_in(folder)
-    complete = [run for run in runs if stored.is_complete(run)]
-    if not complete:
-        state = "has no complete run" if runs else "has no run"
-        first = "again" if runs else "first"
-        raise StoreError(
-            f"{name} {state} under {shown(folder)}: run `mlxroles entropy --family {name}` {first}"
-        )
-    both = (run for run in complete if stored.n_models(run) > 1)
-    return _of_folder(next(both, complete[0]))

@@ -50,8 +50,15 @@ def runs_in(folder: Path) -> list[Path]:
 def is_complete(path: Path) -> bool:
     """Whether a run has all of its cells, as far as its summary says."""
     found = summary(path)
-    lacking = found.get("missing_cells") or found.get("failed_cells") or found.get("interrupted")
-    return (path / RUN_FILE).is_file() and bool(found) and not lacking
+    return (path / RUN_FILE).is_file() and found.get("missing_cells") == 0
+
+
+def is_readable(file: Path) -> bool:
+    """Whether a packed file opens and names its variables."""
+    try:
+        return bool(reader.axes(file))
+    except (StoreError, LookupError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def n_models(path: Path) -> int:
@@ -82,8 +89,8 @@ def tables(path: Path) -> dict[str, Entropies]:
     with plain_errors(file, verb="read"):
         if not file.is_file():
             raise StoreError(
-                f"{shown(path)} has no {RUN_FILE}: the run was stopped before anything was"
-                " finished; run the same command again"
+                f"{shown(path)} has no {RUN_FILE}: run the same command again, which computes only"
+                " what is missing"
             )
     arrays, names, prompts, layers = _contents(path)
     _check_sizes(file, arrays, (len(names), len(prompts), len(layers)))
@@ -110,6 +117,8 @@ def _contents(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
     """The arrays, those per model with that axis first, and the models, prompts and layers."""
     file = path / RUN_FILE
+    if not is_readable(file):
+        raise StoreError(f"{shown(file)} is damaged: `mlxroles report` packs it again")
     try:
         axes = reader.axes(file)
         if "entropy" not in axes:
@@ -124,7 +133,7 @@ def _contents(
     except (LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
         # What h5py says of damage that it meets on the way.
         raise StoreError(
-            f"{shown(file)} is damaged: remove it and run the same command again"
+            f"{shown(file)} is damaged: remove it, and `mlxroles report` packs it again"
         ) from error
     for name in _PER_MODEL:
         arrays[name] = arrays[name] if several else arrays[name][None]

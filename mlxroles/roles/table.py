@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxroles.errors import SpecError
+from mlxroles.stats import nan_mean
 
 Queries = Literal["all", "no-first", "last"]
 Keys = Literal["all", "no-bos"]
@@ -114,11 +115,11 @@ class Entropies:
 
     def per_head(self, reading: Reading, *, normalised: bool = False) -> Numbers:
         """Mean over the queries that count [prompt, layer, head]; the study's E1."""
-        return _mean(self.queries(reading, normalised=normalised), axis=-1)
+        return nan_mean(self.queries(reading, normalised=normalised), axis=-1)
 
     def per_layer(self, reading: Reading, *, normalised: bool = False) -> Numbers:
         """Mean of :meth:`per_head` over heads [prompt, layer]; the study's E2."""
-        return _mean(self.per_head(reading, normalised=normalised), axis=-1)
+        return nan_mean(self.per_head(reading, normalised=normalised), axis=-1)
 
     def chosen(self, prompts: Sequence[int]) -> "Entropies":
         """The same for some of the prompts, in the order given."""
@@ -134,11 +135,3 @@ class Entropies:
             first_keys=self.first_keys[index],
             recent_keys=self.recent_keys[index],
         )
-
-
-def _mean(values: Numbers, *, axis: int) -> Numbers:
-    """The mean of what is not NaN; NaN where nothing is left."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Tables of the original study as CSV: what their columns are, and reading them with checks.
+"""Tables as CSV, the original study's and our own: their columns, and reading them with checks.
 
 Columns may stand in any order and others may stand beside them. A number that is none is an error
 which names line and column; a spread or an interval bound may be empty, which becomes NaN.
@@ -7,7 +7,7 @@ which names line and column; a spread or an interval bound may be empty, which b
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from mlxroles.store.files import MIB, plain_errors, shown
 from mlxroles.text import safe_text
 
 Row = dict[str, Any]
-Kind = Literal["comparison", "candidates"]
+Kind = Literal["comparison", "candidates", "changes"]
 
 SIDES = ("base", "instruct")
 METRICS = ("rfc", "rsi")
@@ -50,15 +50,32 @@ CANDIDATE_COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 """The columns of a table of patching candidates, one row per head."""
 
+CHANGE_COLUMNS: tuple[str, ...] = (
+    "layer",
+    *(f"{metric}_diff{end}" for metric in METRICS for end in ("", "_low", "_high")),
+)
+"""The columns that are read of this program's own comparison."""
+
 _COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "comparison": COMPARISON_COLUMNS,
     "candidates": CANDIDATE_COLUMNS,
+    "changes": CHANGE_COLUMNS,
+}
+_NAMES: Mapping[Kind, str] = {
+    "comparison": "detailed comparison",
+    "candidates": "table of candidates",
+    "changes": "comparison of this program",
 }
 _WHOLE = {"layer": 0, "head": 0, "rank": 1, "n_self": 1, "n_neutral": 1}
 _WHOLE |= {f"n_heads_{side}": 1 for side in SIDES}
 _TEXTS = ("model_family", "layer_head")
-_DERIVED = ("layer_head",)
-"""What an earlier step of the study's program does not write yet."""
+_OPTIONAL: Mapping[Kind, tuple[str, ...]] = {
+    "comparison": (),
+    "candidates": ("layer_head",),
+    "changes": CHANGE_COLUMNS[2:],
+}
+"""What a table may lack: an earlier step of the study's program does not write ``layer_head`` yet,
+and of changes the change of RFC is enough."""
 _LARGEST = 16 * MIB
 _SHOWN = 4
 
@@ -76,16 +93,18 @@ def read(path: Path) -> tuple[Kind, list[Row]]:
             holds; the message names the first fault.
     """
     header, lines = _lines(path)
-    lacking = {kind: _lacking(columns, header) for kind, columns in _COLUMNS.items()}
-    kind: Kind = min(lacking, key=lambda name: len(lacking[name]))
+    lacking = {kind: _lacking(kind, header) for kind in _COLUMNS}
+    kind: Kind = min(("comparison", "candidates"), key=lambda name: len(lacking[name]))
+    if len(lacking[kind]) > len(_COLUMNS[kind]) / 2 and not lacking["changes"]:
+        kind = "changes"
     if lacking[kind]:
         _refuse_columns(path, kind, lacking[kind], header)
     if not lines:
         raise StoreError(f"{shown(path)} has a header and no rows: nothing to read")
     columns = [column for column in _COLUMNS[kind] if column in header]
     rows = [_row(path, number, cells, header, columns) for number, cells in lines]
-    _refuse_repeated(path, rows, ("layer",) if kind == "comparison" else ("layer", "head"))
-    if kind == "comparison":
+    _refuse_repeated(path, rows, ("layer", "head") if kind == "candidates" else ("layer",))
+    if kind != "candidates":
         return kind, sorted(rows, key=lambda row: row["layer"])
     named = [row | {"layer_head": layer_head(row["layer"], row["head"])} for row in rows]
     return kind, sorted(named, key=lambda row: row["rank"])
@@ -119,12 +138,16 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, lines[1:]
 
 
-def _lacking(columns: Iterable[str], header: Sequence[str]) -> list[str]:
-    return [name for name in columns if name not in header and name not in _DERIVED]
+def _lacking(kind: Kind, header: Sequence[str]) -> list[str]:
+    return [name for name in _needed(kind) if name not in header]
+
+
+def _needed(kind: Kind) -> list[str]:
+    return [name for name in _COLUMNS[kind] if name not in _OPTIONAL[kind]]
 
 
 def _refuse_columns(path: Path, kind: Kind, lacking: Sequence[str], header: Sequence[str]) -> None:
-    columns = [name for name in _COLUMNS[kind] if name not in _DERIVED]
+    columns = _needed(kind)
     if len(lacking) > len(columns) / 2:
         there = safe_text(", ".join(header[:_SHOWN]), limit=80)
         raise StoreError(
@@ -135,12 +158,8 @@ def _refuse_columns(path: Path, kind: Kind, lacking: Sequence[str], header: Sequ
     more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
     raise StoreError(
         f"{shown(path)} lacks the column{'s' if len(lacking) > 1 else ''}"
-        f" {', '.join(lacking[:_SHOWN])}{more} of a {_name(kind)} ({len(columns)} columns)"
+        f" {', '.join(lacking[:_SHOWN])}{more} of a {_NAMES[kind]} ({len(columns)} columns)"
     )
-
-
-def _name(kind: Kind) -> str:
-    return "detailed comparison" if kind == "comparison" else "table of candidates"
 
 
 def _row(
@@ -158,8 +177,9 @@ def _row(
 def _value(where: str, column: str, text: str) -> int | float | str:
     if column in _TEXTS:
         return text
-    spread = "_std" in column or "_ci_" in column
-    if spread and text.lower() in ("", "nan"):
+    may_lack = "_std" in column or "_ci_" in column or column.endswith(("_low", "_high"))
+    may_lack |= column == "rsi_diff"
+    if may_lack and text.lower() in ("", "nan"):
         return math.nan
     try:
         value = float(text)

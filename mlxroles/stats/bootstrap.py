@@ -18,12 +18,12 @@ class Interval(NamedTuple):
     high: NDArray[np.float64]
 
 
-def nan_mean(values: ArrayLike) -> NDArray[np.float64]:
-    """The mean over axis 0 of what is not NaN; NaN where nothing is left."""
+def nan_mean(values: ArrayLike, *, axis: int = 0) -> NDArray[np.float64]:
+    """The mean over an axis of what is not NaN; NaN where nothing is left."""
     array = _observations(values)
     missing = np.isnan(array)
-    counts = (~missing).sum(axis=0)
-    total = np.where(missing, 0.0, array).sum(axis=0)
+    counts = (~missing).sum(axis=axis)
+    total = np.where(missing, 0.0, array).sum(axis=axis)
     return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 

@@ -153,6 +153,22 @@ class RunFolder:
         """
         return cls(path, read_manifest(path / MANIFEST), None)
 
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Opens an existing run for writing what is derived from its cells.
+
+        Raises:
+            LockedError: another process writes this run.
+            StoreError: this is no run folder, or it cannot be used.
+        """
+        doc = read_manifest(path / MANIFEST)
+        lock = RunLock(path / LOCK)
+        try:
+            return cls(path, doc, lock)
+        except BaseException:
+            lock.release()
+            raise
+
     def __enter__(self) -> Self:
         """Returns the folder; the block's end closes it."""
         return self

@@ -6,6 +6,7 @@ pending, so that a resumed run has the same numbers to the last bit. Long prompt
 queries. What the numbers mean is worked out from the stored run alone (``role_results``).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from mlxroles.forward import by_blocks
 from mlxroles.models.model import Model
 from mlxroles.plan import cell_id, run_id
 from mlxroles.prompts import Message, Prompt
+from mlxroles.roles.contrast import contrast_of
 from mlxroles.runner import Result, run
 from mlxroles.studies import role_results
 from mlxroles.studies.inputs import encoded
@@ -33,27 +35,35 @@ BATCH_TOKENS = 4096
 """Tokens per batch: enough to read the weights once for many short prompts."""
 SCORE_BYTES = 1 << 26
 """Attention scores of one layer, in float32, that may be in memory at once."""
+TABLE_SHARE = 0.5
+"""Share of the memory that the table of a run, padded to its longest prompt, may take."""
 UNNAMED = "all"
 """The category of prompts that have none."""
 
 
 def role_prompts(
-    prompts: Sequence[Prompt], *, per_category: int | None, chat_template: bool
+    prompts: Sequence[Prompt], *, per_category: int, chat_template: bool
 ) -> tuple[list[Prompt], list[str]]:
     """The first prompts of each category, and what the user should know about them.
 
     Args:
         prompts: Any set; those without a category count as one.
-        per_category: How many of each category; None for all.
+        per_category: How many of each category at most.
         chat_template: Whether plain texts become the user's turn of a conversation.
     """
     taken: dict[str, list[Prompt]] = {}
     for prompt in prompts:
-        group = taken.setdefault(prompt.category or UNNAMED, [])
-        if per_category is None or len(group) < per_category:
-            group.append(prompt)
-    notes = _duplicates(taken)
-    if per_category is not None and len({len(group) for group in taken.values()}) > 1:
+        taken.setdefault(prompt.category or UNNAMED, []).append(prompt)
+    notes = []
+    left_out = sum(max(0, len(group) - per_category) for group in taken.values())
+    if left_out:
+        notes.append(
+            f"the first {per_category} prompts of each category run, {left_out} others do not "
+            "(--prompts-per-category)"
+        )
+    taken = {name: group[:per_category] for name, group in taken.items()}
+    notes += _duplicates(taken)
+    if len({len(group) for group in taken.values()}) > 1:
         sizes = ", ".join(f"{safe_text(name)} {len(group)}" for name, group in taken.items())
         notes.append(f"the categories have different numbers of prompts: {sizes}")
     found = [p for group in taken.values() for p in group]
@@ -68,14 +78,19 @@ def role_prompts(
 def _duplicates(taken: Mapping[str, Sequence[Prompt]]) -> list[str]:
     notes = []
     for name, group in taken.items():
-        texts = [p.text for p in group if p.text is not None]
-        twice = next((text for text in texts if texts.count(text) > 1), None)
-        if twice is not None:
-            notes.append(
-                f"category {safe_text(name)} holds '{safe_text(twice, limit=60)}' more than once: "
-                "its prompts are not independent"
-            )
+        counts = Counter((p.text, p.messages, p.ids) for p in group)
+        notes += [
+            f"category {safe_text(name)} holds '{safe_text(_shown(content), limit=60)}' "
+            f"{n} times: its prompts are not independent"
+            for content, n in counts.items()
+            if n > 1
+        ]
     return notes
+
+
+def _shown(content: tuple[Any, ...]) -> str:
+    text, messages, ids = content
+    return str(messages[-1].content if messages else ids if text is None else text)
 
 
 @dataclass(frozen=True)
@@ -112,11 +127,22 @@ class EntropyStudy:
         note = subject.notes.append
         self.prompts = encoded(subject, prompts, note=note, by_blocks=True, raw=raw)
         self.texts = [_text_of(p) for p in prompts]
+        self.chat_template = _through_template(prompts, raw=raw)
         self.cells = [self._cell(side, p) for side in self.sides for p in range(len(prompts))]
+        self._check_size()
 
     def _cell(self, side: str, p: int) -> Cell:
         coords = {"model": side, "prompt": p}
         return Cell(cell_id(coords), coords)
+
+    def check_analysis(self, analysis: Analysis) -> None:
+        """Refuses a contrast of categories that the prompts do not have, before anything runs.
+
+        Raises:
+            SpecError: naming the category and those that there are.
+        """
+        found = dict.fromkeys(p.category or UNNAMED for p in self.prompts)
+        contrast_of(tuple(found), analysis.contrast)
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes numbers."""
@@ -134,6 +160,7 @@ class EntropyStudy:
             "family": self.subject.pair,
             "display": self.subject.display,
             "models": list(self.sides),
+            "chat_template": self.chat_template,
             "prompts": [
                 {
                     "id": p.id,
@@ -212,8 +239,8 @@ class EntropyStudy:
             own = {name: array[row] for name, array in arrays.items()}
             for layer, block in enumerate(model.network.anatomy.blocks):
                 attends = "entropy" not in block.missing
-                if attends and not np.isfinite(own["entropy"][layer, : block.heads]).all():
-                    raise FloatingPointError(f"entropies of layer {layer} are not finite")
+                if attends and not _is_finite(own, layer, block.heads):
+                    raise FloatingPointError(f"the attention of layer {layer} is not finite")
             yield Result(cell, {}, own, self.prompts[p].n_tokens)
 
     # --- running ------------------------------------------------------------------------------
@@ -229,14 +256,18 @@ class EntropyStudy:
             title = f"entropy {self.subject.display}"
             notes = self.subject.notes
             finished = run(self, self.cells, folder, emit, title=title, notes=notes)
-            emit(Stage("statistics, figures and report"))
-            doc = role_results.finish(folder, analysis, notes=notes, finished=finished)
+            doc = role_results.finish(
+                folder,
+                analysis,
+                notes=notes,
+                finished=finished,
+                tell=lambda text: emit(Stage(text)),
+            )
         return doc, finished
 
     def plan(self) -> dict[str, Any]:
         """What a dry run shows, without loading weights."""
-        heads, tokens = max(attention_heads(self.subject), 1), self._tokens()
-        numbers = self.subject.n_layers * heads * (2 + 2 * NEAR)
+        tokens, numbers = self._tokens(), self.subject.n_layers * self._per_query()
         sides = [self.subject.sides[name] for name in self.sides]
         return {
             "schema": "mlxroles/plan/1",
@@ -245,6 +276,7 @@ class EntropyStudy:
             "cells": len(self.cells),
             "batches": len(self._together) * len(self.sides),
             "prompts": self.about()["prompts"],
+            "notes": list(self.subject.notes),
             "tokens": tokens * len(self.sides),
             "weights_bytes": sum(side.n_bytes for side in sides),
             "disk_bytes": 2 * 4 * numbers * tokens * len(self.sides),
@@ -252,6 +284,22 @@ class EntropyStudy:
 
     def _tokens(self) -> int:
         return sum(p.n_tokens for p in self.prompts)
+
+    def _check_size(self) -> None:
+        """Refuses a table of all queries that could be computed but not read again."""
+        longest = max(p.n_tokens for p in self.prompts)
+        rows = len(self.sides) * len(self.prompts) * longest
+        size = 4 * rows * self.subject.n_layers * self._per_query()
+        if size > TABLE_SHARE * memory_limit():
+            raise PromptError(
+                f"{len(self.prompts)} prompts of up to {longest} tokens make a table of "
+                f"{format_bytes(size)}, more than half of the memory here; run the long prompts on "
+                "their own, or fewer"
+            )
+
+    def _per_query(self) -> int:
+        """Numbers per query and layer."""
+        return max(attention_heads(self.subject), 1) * (2 + 2 * NEAR)
 
 
 def summaries(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
@@ -285,6 +333,18 @@ def summaries(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarr
                 end = first + array.shape[2]
                 whole[:, layer, : array.shape[1], first:end] = array
     return found
+
+
+def _is_finite(own: Mapping[str, np.ndarray], layer: int, heads: int) -> bool:
+    names = ("entropy", "first_keys", "recent_keys")
+    return all(np.isfinite(own[name][layer, :heads]).all() for name in names)
+
+
+def _through_template(prompts: Sequence[Prompt], *, raw: bool) -> bool | None:
+    """Whether a chat template is around the prompts; None where all of them are token ids."""
+    if all(p.ids is not None for p in prompts):
+        return None
+    return not raw and any(p.messages is not None for p in prompts)
 
 
 def _text_of(prompt: Prompt) -> str | None:

@@ -74,16 +74,17 @@ class RunPlace:
         )
 
 
-def notes_of(folder: RunFolder, notes: Iterable[str]) -> list[str]:
+def notes_of(folder: RunFolder, notes: Iterable[str], key: str = "notes") -> list[str]:
     """These notes after those of earlier processes, in which models were loaded that now are not.
 
     Args:
         folder: The run; its ``summary.json``, where there is one, holds the earlier notes.
         notes: What this process has to say.
+        key: Where the summary keeps them.
     """
     try:
         summary = json.loads((folder.path / SUMMARY).read_text(encoding="utf-8"))
-        earlier = [text for text in summary["notes"] if isinstance(text, str)]
+        earlier = [text for text in summary[key] if isinstance(text, str)]
     except (OSError, ValueError, KeyError, TypeError):  # derived: it may be missing or damaged
         earlier = []
     return list(dict.fromkeys([*earlier, *notes]))

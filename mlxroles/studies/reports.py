@@ -14,7 +14,7 @@ from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic,
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
 from mlxroles.studies.place import SUMMARY
-from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish
+from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
 
 
 def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
@@ -30,24 +30,25 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
     """
     path = Path(text)
     if not (path / MANIFEST).is_file():
-        path = sources.load(text).path
-    folder = RunFolder.read(path)
-    kind = _kind(folder)
-    if kind == "entropy":
-        doc = finish(folder, analysis)
-        if doc["missing_cells"]:
-            raise StoreError(
-                f"{shown(path)} lacks {doc['missing_cells']} of its cells; run the command again "
-                "that made it"
-            )
+        path = sources.find(text)
+    with RunFolder.reopen(path) as folder:
+        kind = _kind(folder)
+        if kind == "entropy":
+            where = place_of(path, analysis)
+            doc = finish(folder, analysis, where=where)
+            if doc["missing_cells"]:
+                raise StoreError(
+                    f"{shown(path)} lacks {doc['missing_cells']} of its cells; run the command "
+                    "again that made it"
+                )
+            return doc, where / PAGE
+        if kind != "patch":
+            raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
+        doc = _summary(path)
+        with plain_errors(path / FIGURES):
+            doc["figures"] = dict(doc.get("figures") or {}) | patch_figures(doc, path / FIGURES)
+        write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
         return doc, path / PAGE
-    if kind != "patch":
-        raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
-    doc = _summary(path)
-    with plain_errors(path / FIGURES):
-        doc["figures"] = dict(doc.get("figures") or {}) | patch_figures(doc, path / FIGURES)
-    write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
-    return doc, path / PAGE
 
 
 def write_correlation(
@@ -58,9 +59,9 @@ def write_correlation(
     Raises:
         StoreError: something cannot be written.
     """
-    make_folder(folder)
-    if "pairs" in doc:
-        with plain_errors(folder / FIGURES):
+    with plain_errors(folder):
+        make_folder(folder)
+        if "pairs" in doc:
             family_figures(doc, profiles, folder / FIGURES)
     write_json(folder / "correlation.json", doc)
 

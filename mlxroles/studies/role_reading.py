@@ -4,7 +4,7 @@ Nothing here runs a model. ``compat`` gives the original study's numbers to the 
 each number comes with its interval, test and null.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from mlxroles.roles import candidates as ours
 from mlxroles.roles import compare, compat, correlate, document, null, sources
 from mlxroles.roles.contrast import Contrast, contrast_of
 from mlxroles.roles.correlate import Profile
+from mlxroles.roles.metrics import METRICS
 from mlxroles.roles.sampling import Draws
 from mlxroles.roles.scales import Averages
 from mlxroles.roles.sources import Source
-from mlxroles.roles.table import Entropies
+from mlxroles.roles.table import Entropies, Reading
 from mlxroles.stats import binomial_fold_mean
 from mlxroles.store.files import shown
 from mlxroles.studies import role_results
@@ -25,6 +26,8 @@ from mlxroles.studies.role_results import Analysis
 Document = dict[str, Any]
 PAIRED_BY = ":"
 """Between the two files of a family whose base and instruct lie apart."""
+DIGITS = 1e-6
+"""How far a difference may lie from that of the rounded means beside it."""
 
 
 class TwoModels:
@@ -41,7 +44,7 @@ class TwoModels:
     def __init__(self, base: str, instruct: str | None = None) -> None:
         self.base = sources.load(base)
         self.instruct = self.base if instruct is None else sources.load(instruct)
-        self.is_table = {s.kind for s in (self.base, self.instruct)} <= {"comparison", "candidates"}
+        self.is_table = not (self.base.tables or self.instruct.tables)
         if self.base is self.instruct and self.base.kind == "patterns":
             raise SpecError(
                 f"{shown(self.base.path)} holds one model; name base and instruct with --base and "
@@ -68,6 +71,27 @@ class TwoModels:
         """The entropies of both models."""
         return {"base": self.base.side("base"), "instruct": self.instruct.side("instruct")}
 
+    def exactness(self) -> list[str]:
+        """What to say where the study's formulas meet entropies without its 1e-8."""
+        if self.base.patterns and self.instruct.patterns:
+            return []
+        return [
+            "a stored run has exact entropies: the study added 1e-8 to every weight, which changes "
+            "its numbers by up to 1e-4, and composite scores by some 1e-3"
+        ]
+
+    def refuse_readings(self, analysis: Analysis) -> None:
+        """Refuses a reading or contrast of a table, which has no queries and no prompts.
+
+        Raises:
+            SpecError: one was asked for.
+        """
+        if analysis.reading != Reading() or analysis.contrast is not None:
+            raise SpecError(
+                f"{shown(self.base.path)} is a table: --queries, --keys and --contrast need a run "
+                "or patterns"
+            )
+
     def names(self, analysis: Analysis) -> tuple[Contrast, tuple[str, ...]]:
         """The categories that are compared, and what to say about the choice.
 
@@ -80,23 +104,18 @@ class TwoModels:
         return chosen, notes
 
     def document(self, analysis: Analysis) -> Document:
-        """All statistics: those of the run where both models are one run, else worked out now."""
+        """All statistics of layers: the stored ones where both models are one run, else anew."""
         if self.base.kind == "run" and self.base.path == self.instruct.path:
             return role_results.read(self.base.path, analysis)
-        chosen, notes = self.names(analysis)
-        found = document.build(
-            self.tables(),
-            reading=analysis.reading,
-            contrast=chosen,
-            seed=analysis.seed,
-            n_resamples=analysis.n_resamples,
-            n_permutations=analysis.n_permutations,
-        )
-        return found | {"notes": [*notes, *found["notes"]]}
+        self.names(analysis)
+        found, _ = role_results.statistics(self.tables(), analysis, {}, heads=False)
+        return found
 
 
 def comparison(models: TwoModels, analysis: Analysis, *, is_compat: bool) -> Document:
     """Base against instruct per layer.
+
+    From a stored run the study's formulas lack the 1e-8 that it added to every weight.
 
     Returns:
         ``rows``, one per layer, and their ``summary``. From a published comparison the rows are
@@ -108,10 +127,11 @@ def comparison(models: TwoModels, analysis: Analysis, *, is_compat: bool) -> Doc
     about = {"schema": "mlxroles/compare/1", "family": models.name, "compat": is_compat}
     about |= models.paths()
     if models.is_table:
+        models.refuse_readings(analysis)
         base, instruct = (_comparison_of(s) for s in (models.base, models.instruct))
         rows = compat.rows_from_comparison(base, instruct)
-        notes = [] if is_compat else ["a published table has no prompts: no tests and no null"]
-        return about | _with_summary(rows, notes)
+        notes = [] if is_compat else ["a table has no prompts: no tests and no null"]
+        return about | _with_summary(rows, notes + _contradictions(base, instruct, rows))
     if is_compat:
         chosen, _ = models.names(analysis)
         base, instruct = models.study_sides()
@@ -125,8 +145,8 @@ def comparison(models: TwoModels, analysis: Analysis, *, is_compat: bool) -> Doc
         first = models.tables()["base"]
         return (
             about
-            | _with_summary(rows, [])
-            | {"null": null.uniform(first, analysis.reading, chosen)}
+            | _with_summary(rows, models.exactness())
+            | {"null": null.uniform(first, Reading(), chosen)["raw"]["forms"]["head_form"]}
         )
     doc = models.document(analysis)
     return about | {
@@ -154,8 +174,12 @@ def candidate_heads(
     about = {"schema": "mlxroles/candidates/1", "family": models.name, "compat": is_compat}
     about |= models.paths()
     if models.is_table:
+        models.refuse_readings(analysis)
         if models.base.candidates is None:
-            raise SpecError(f"{shown(models.base.path)} is a comparison; it ranks no heads")
+            raise SpecError(
+                f"{shown(models.base.path)} is a comparison and ranks no heads; name "
+                "a run, an .npz or a table of candidates"
+            )
         rows = models.base.candidates
         found = compat.check_candidates(rows)
         return about | {"rows": rows[:top_k], **found, "notes": []}
@@ -169,7 +193,7 @@ def candidate_heads(
             "rows": rows,
             "summary": summary,
             "chance_consistency": chance,
-            "notes": notes,
+            "notes": [*notes, *models.exactness()],
         }
     tables = document.ordered(models.tables())
     first = tables["base"]
@@ -205,15 +229,60 @@ def correlation(
         raise SpecError(f"a correlation needs two families or more, found {len(named)}")
     families = [family_of(text) for text in named]
     rows = {
-        name: comparison(models, analysis, is_compat=is_compat)["rows"]
+        name: _changes(models, analysis, is_compat=is_compat)
         for name, models in zip(_distinct(families), families, strict=True)
     }
     about: Document = {"schema": "mlxroles/correlate/1", "compat": is_compat}
     about["sources"] = dict(zip(rows, named, strict=True))
+    about["notes"] = _mismatches(rows, is_compat=is_compat)
     profiles = {name: correlate.from_rows(one, metric) for name, one in rows.items()}
     if is_compat:
         return about | compat.cross_model(rows, metric=metric), profiles
     return about | correlate.correlate(profiles, metric), profiles
+
+
+def _changes(models: TwoModels, analysis: Analysis, *, is_compat: bool) -> list[dict[str, Any]]:
+    """Rows with the change per layer; a table's own column, whatever its other columns say."""
+    if models.is_table:
+        models.refuse_readings(analysis)
+        if models.base.comparison is None:
+            raise SpecError(f"{shown(models.base.path)} ranks heads; expected is a comparison")
+        return models.base.comparison
+    return comparison(models, analysis, is_compat=is_compat)["rows"]
+
+
+def _mismatches(rows: Mapping[str, list[dict[str, Any]]], *, is_compat: bool) -> list[str]:
+    """What keeps families from being comparable."""
+    notes = []
+    by_head = [name for name, one in rows.items() if "rfc_mean_base" in one[0]]
+    if by_head and len(by_head) < len(rows):
+        notes.append(
+            f"{', '.join(by_head)} in the study's form, a mean over heads of ratios, the others as "
+            "ratio of means: the two differ, most of all where a head has almost no entropy"
+        )
+    layers = {tuple(row["layer"] for row in one) for one in rows.values()}
+    if is_compat and len(layers) > 1:
+        notes.append("the families have other layers; the study matches rows by their place")
+    return notes
+
+
+def _contradictions(
+    base: list[dict[str, Any]], instruct: list[dict[str, Any]], rows: list[dict[str, Any]]
+) -> list[str]:
+    """Layers whose stated difference is not that of the stated means."""
+    if base is not instruct:
+        return []
+    wrong = [
+        row["layer"]
+        for stated, row in zip(base, rows, strict=True)
+        if any(abs(stated[f"{m}_diff"] - row[f"{m}_diff"]) > DIGITS for m in METRICS)
+    ]
+    if not wrong:
+        return []
+    return [
+        f"the table's own differences contradict its means in layers {', '.join(map(str, wrong))}; "
+        "shown is instruct minus base"
+    ]
 
 
 def family_of(text: str) -> TwoModels:
@@ -236,9 +305,10 @@ def _distinct(families: Sequence[TwoModels]) -> list[str]:
 
 
 def _comparison_of(source: Source) -> list[dict[str, Any]]:
-    if source.comparison is None:
+    if source.comparison is None or source.kind != "comparison":
         raise SpecError(
-            f"{shown(source.path)} is no comparison; name a run, an .npz or a comparison's .csv"
+            f"{shown(source.path)} is no comparison of the study; name a run, an .npz, or a "
+            "comparison's .csv (this program's own is read by correlate)"
         )
     return source.comparison
 

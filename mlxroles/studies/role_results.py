@@ -7,7 +7,7 @@ someone asks for it.
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,26 @@ from mlxroles.errors import StoreError
 from mlxroles.events import RunFinished
 from mlxroles.plots import role_figures
 from mlxroles.roles import compare, contrast, document, sources
+from mlxroles.roles import stored as stored_runs
 from mlxroles.roles.table import Entropies, Reading
-from mlxroles.store.files import plain_errors, shown, write_atomic
+from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic, write_json
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
 from mlxroles.store.schema import Variable
 from mlxroles.studies.place import SUMMARY, notes_of
+from mlxroles.text import slug
 from mlxroles.versions import now, versions
 
 SCHEMA = "mlxroles/entropy/1"
 RUN_FILE = "run.h5"
 FIGURES = "figures"
 PAGE = "report.html"
+READINGS = "readings"
+"""Folder, within a run, of reports that read it otherwise."""
 _PER_QUERY = ("layer", "head", "query")
 _NEAR = 3
+SINK = 1e-3
+"""Weight that a first query may lack without a sink, by rounding."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ def finish(
     *,
     notes: Iterable[str] = (),
     finished: RunFinished | None = None,
+    where: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes everything derived from a run's cells; returns the document of ``summary.json``.
 
@@ -62,52 +70,88 @@ def finish(
     already, made with the same settings, is left as it is.
 
     Args:
-        folder: The run.
+        folder: The run, open for writing.
         analysis: How to read it.
         notes: What this process has to say.
         finished: How the run ended, where it ran just now.
+        where: The folder that document, tables, figures and page go to, if not the run's own.
+        tell: Told in words what is being done.
 
     Raises:
         StoreError: something cannot be written.
         SpecError: the contrast names categories that the run does not have.
     """
     doc = _about(folder, analysis, notes, finished)
-    stored = _stored(folder.path, doc)
-    if stored is not None and _has_files(stored, doc):
+    place = where or folder.path
+    stored = _stored(place, doc)
+    if stored is not None and _has_files(stored, doc, place):
         return stored
-    if any(r.status == "ok" for r in folder.records().values()):
-        _pack(folder, doc)
-    folder.write_json(SUMMARY, doc)
+    _pack_once(folder, doc)
+    make_folder(place)
+    write_json(place / SUMMARY, doc)
     if doc["missing_cells"]:
         return doc
+    tell("statistics")
     tables = sources.load(str(folder.path)).tables
-    found, rows = statistics(tables, analysis, doc)
+    found, heads = statistics(tables, analysis, doc)
     doc |= found
-    if rows:
-        write_csv(folder.path / "heads.csv", rows)
-    _write(folder, doc, tables)
+    tell("figures and report")
+    _write(place, doc, tables, heads)
     return doc
+
+
+def place_of(path: Path, analysis: Analysis) -> Path:
+    """Where a report with these settings goes: the run's folder, or one for another reading of it.
+
+    The run's own report stays what the run's command made it.
+    """
+    try:
+        stored = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        own = stored["analysis"] if stored["schema"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return path
+    if own is None or "raw" not in stored or own == analysis.document():
+        return path
+    reading = analysis.reading
+    parts = [f"queries-{reading.queries}", f"keys-{reading.keys}"]
+    parts += [slug(analysis.contrast)] if analysis.contrast else []
+    parts += [f"seed-{analysis.seed}"] if analysis.seed else []
+    return path / READINGS / "_".join(parts)
 
 
 def read(path: Path, analysis: Analysis) -> dict[str, Any]:
     """The document of a stored run, worked out anew where it was read otherwise; writes nothing.
+
+    What is worked out anew lacks the statistics of single heads.
 
     Raises:
         StoreError: the folder is no complete entropy run, or cannot be read.
         SpecError: the contrast names categories that the run does not have.
     """
     doc = _about(RunFolder.read(path), analysis, (), None)
-    stored = _stored(path, doc)
-    if stored is not None:
-        return stored | {"run": doc["run"], "file": doc["file"]}
-    found, _ = statistics(sources.load(str(path)).tables, analysis, doc)
+    for place in (path, place_of(path, analysis)):
+        stored = _stored(place, doc)
+        if stored is not None:
+            return stored | {"run": doc["run"], "file": doc["file"]}
+    found, _ = statistics(sources.load(str(path)).tables, analysis, doc, heads=False)
     return doc | found
 
 
 def statistics(
-    tables: Mapping[str, Entropies], analysis: Analysis, doc: Mapping[str, Any]
+    tables: Mapping[str, Entropies],
+    analysis: Analysis,
+    doc: Mapping[str, Any],
+    *,
+    heads: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The numbers of the document, with its notes continued, and a row per head."""
+    """The numbers of the document, with its notes, and a row per head.
+
+    Args:
+        tables: The entropies by model.
+        analysis: How to read them.
+        doc: What is known of the run; may be empty.
+        heads: Whether single heads are tested and ranked as well.
+    """
     first = next(iter(tables.values()))
     chosen, notes = contrast.contrast_of(first.categories, analysis.contrast)
     found, by_head = document.build_with_heads(
@@ -117,10 +161,23 @@ def statistics(
         seed=analysis.seed,
         n_resamples=analysis.n_resamples,
         n_permutations=analysis.n_permutations,
+        heads=heads,
     )
-    merged = list(dict.fromkeys([*doc.get("notes", ()), *notes, *found.get("notes", ())]))
-    prompts = doc.get("prompts") or found["prompts"]
-    return found | {"notes": merged, "prompts": prompts}, by_head.rows()
+    notes = [*doc.get("run_notes", ()), *notes, *found["notes"]]
+    if analysis.reading.keys == "no-bos" and not first.has_bos.any():
+        notes.append("no prompt has a begin token, so --keys no-bos changes nothing")
+    about = {
+        "notes": list(dict.fromkeys(notes)),
+        "prompts": doc.get("prompts") or found["prompts"],
+        "has_sinks": any(_has_sinks(table) for table in tables.values()),
+    }
+    return found | about, by_head.rows()
+
+
+def _has_sinks(table: Entropies) -> bool:
+    """Whether weight is missing where a query sees a single key: a sink that is no key took it."""
+    alone = table.first_keys[:, :, :, 0, 0]
+    return bool((alone < 1 - SINK).any())
 
 
 def _about(
@@ -131,6 +188,7 @@ def _about(
         raise StoreError(f"{shown(folder.path)} is not a run of `mlxroles entropy`")
     records = folder.records().values()
     expected = len(about["models"]) * len(about["prompts"])
+    run_notes = notes_of(folder, notes, "run_notes")
     return {
         "schema": SCHEMA,
         "run": str(folder.path),
@@ -141,17 +199,18 @@ def _about(
         "interrupted": finished.interrupted if finished else None,
         "missing_cells": expected - len(folder.done()),
         "failed_cells": [{"cell": r.id, "error": r.error} for r in records if r.status != "ok"],
-        "notes": notes_of(folder, notes),
+        "run_notes": run_notes,
+        "notes": run_notes,
         "device": folder.manifest.get("device"),
         "timestamp": now(),
         "versions": folder.manifest.get("versions") or versions(),
     }
 
 
-def _stored(path: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
+def _stored(place: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
     """The document that an earlier process wrote with the same settings."""
     try:
-        stored = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+        stored = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
         same = stored["schema"] == SCHEMA and stored["analysis"] == doc["analysis"]
         whole = not stored["missing_cells"] and "raw" in stored
         here = stored["run_id"] == doc["run_id"]
@@ -160,14 +219,24 @@ def _stored(path: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
     return stored if same and whole and here else None
 
 
-def _has_files(stored: Mapping[str, Any], doc: Mapping[str, Any]) -> bool:
+def _has_files(stored: Mapping[str, Any], doc: Mapping[str, Any], place: Path) -> bool:
     """Whether everything derived is still there, in the folder that the document names."""
-    files = [
-        Path(doc["run"], RUN_FILE),
-        Path(doc["run"], PAGE),
-        *map(Path, stored["figures"].values()),
-    ]
+    derived = [*stored.get("tables", {}).values(), *stored.get("figures", {}).values()]
+    files = [Path(doc["file"]), place / PAGE, *map(Path, derived)]
     return stored["run"] == doc["run"] and all(file.exists() for file in files)
+
+
+def _pack_once(folder: RunFolder, doc: Mapping[str, Any]) -> None:
+    """Packs the run unless an earlier process has packed all of it."""
+    try:
+        earlier = json.loads((folder.path / SUMMARY).read_text(encoding="utf-8"))
+        whole = not earlier["missing_cells"] and earlier["run_id"] == doc["run_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if whole and stored_runs.is_readable(Path(doc["file"])):
+        return
+    if any(record.status == "ok" for record in folder.records().values()):
+        _pack(folder, doc)
 
 
 def _pack(folder: RunFolder, doc: Mapping[str, Any]) -> None:
@@ -224,18 +293,36 @@ def _variables(*, several: bool) -> list[Variable]:
     ]
 
 
-def _write(folder: RunFolder, doc: dict[str, Any], tables: Mapping[str, Entropies]) -> None:
-    path = folder.path
+def _write(
+    place: Path,
+    doc: dict[str, Any],
+    tables: Mapping[str, Entropies],
+    heads: Sequence[Mapping[str, Any]],
+) -> None:
+    rows = {"heads": heads}
     if doc["raw"]["difference"] is not None:
-        write_csv(path / "comparison.csv", compare.rows(doc))
+        rows["comparison"] = compare.rows(doc)
     if doc["candidates"] is not None:
-        write_csv(path / "candidates.csv", doc["candidates"]["rows"])
-    with plain_errors(path / FIGURES):
-        doc["figures"] = role_figures(doc, tables, path / FIGURES)
+        rows["candidates"] = doc["candidates"]["rows"]
+    doc["tables"] = {name: str(place / f"{name}.csv") for name, some in rows.items() if some}
+    for name, path in doc["tables"].items():
+        write_csv(Path(path), rows[name])
+    figures = place / FIGURES
+    with plain_errors(figures):
+        doc["figures"] = role_figures(doc, tables, figures)
+        _remove_others(figures, doc["figures"].values())
     doc["sentence"] = report.sentence(doc)
-    write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
-    write_atomic(path / "summary.md", report.markdown(doc).encode())
-    folder.write_json(SUMMARY, doc)
+    write_atomic(place / PAGE, report.html(doc, doc["figures"]).encode())
+    write_atomic(place / "summary.md", report.markdown(doc).encode())
+    write_json(place / SUMMARY, doc)
+
+
+def _remove_others(figures: Path, kept: Iterable[str]) -> None:
+    """Removes figures that an earlier reading left behind."""
+    names = {Path(path).name for path in kept}
+    for path in figures.glob("*"):
+        if path.suffix in (".png", ".svg") and path.name not in names:
+            path.unlink()
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -105,7 +105,7 @@ def _first_last(
     made = frame(
         subject.doc,
         ("First and most recent keys", subject.about()),
-        (7.6, 4.9),
+        (10.0, 4.9),
         note=f"{intervals(series)} Only queries {2 * NEAR - 1} and later, where the sets do not "
         f"overlap,\nof {sizes[0]} {focus} and {sizes[1]} {reference} prompts.",
     )

@@ -14,15 +14,19 @@ from mlxroles.plots import canvas, lines
 from mlxroles.plots.lines import Mark, Series
 from mlxroles.plots.roles.frame import frame, legend
 from mlxroles.plots.roles.looks import RFC, RSI
-from mlxroles.plots.roles.subject import Doc, Subject, estimate, level, numbers, shown
+from mlxroles.plots.roles.subject import Doc, Subject, estimate, level, shown
 from mlxroles.roles.metrics import DEFAULT_FORM
 from mlxroles.roles.scales import SCALES
 
 _SIZE = (10.0, 4.9)
-_ALPHA = 0.05
 _MANY = 6
 NULL = "uniform attention, same lengths"
-_TESTED = ("not significant", "q ≤ .05 over layers", "also at equal prompt length")
+_TESTED = {
+    Mark.NONE: "not significant",
+    Mark.FOUND: "q < .05 over layers",
+    Mark.CONFIRMED: "holds at equal prompt length",
+    Mark.REVERSED: "reverses at equal prompt length",
+}
 
 
 def entropy(subject: Subject) -> Figure | None:
@@ -152,19 +156,24 @@ def intervals(series: Iterable[Series]) -> str:
 
 
 def marks(test: Doc | None) -> list[Mark] | None:
-    """What the tests of a document say per layer: ``q``, then ``q_same_length``."""
+    """What the tests of a document say per layer, as they stand there."""
     if not test:
         return None
-    found, confirmed = numbers(test["q"]) <= _ALPHA, numbers(test["q_same_length"]) <= _ALPHA
-    return [
-        Mark.NONE if not is_found else Mark.CONFIRMED if is_confirmed else Mark.FOUND
-        for is_found, is_confirmed in zip(found, confirmed, strict=True)
-    ]
+    names = ("significant", "holds_at_equal_length", "reverses_at_equal_length")
+    return [_mark(*flags) for flags in zip(*(test[name] for name in names), strict=True)]
 
 
-def mark_legend(series: Sequence[Series]) -> list[Line2D]:
-    """The entries that explain the marks, up to the strongest that is there."""
-    strongest = [max(each.marks) for each in series if each.marks]
-    if not strongest:
+def mark_legend(series: Iterable[Series]) -> list[Line2D]:
+    """The entries that explain the marks: those that are there, and always the first two."""
+    found = {mark for each in series for mark in each.marks or ()}
+    if not found:
         return []
-    return lines.mark_handles(canvas.SLATE, "o", _TESTED[: max(*strongest, Mark.FOUND) + 1])
+    kept = found | {Mark.NONE, Mark.FOUND}
+    texts = {mark: text for mark, text in _TESTED.items() if mark in kept}
+    return lines.mark_handles(canvas.SLATE, "o", texts)
+
+
+def _mark(is_found: object, holds: object, reverses: object) -> Mark:
+    if not is_found:
+        return Mark.NONE
+    return Mark.REVERSED if reverses else Mark.CONFIRMED if holds else Mark.FOUND

@@ -13,7 +13,7 @@ from mlxroles.plots.roles.frame import frame, legend
 from mlxroles.plots.roles.layers import NULL, intervals, mark_legend, marks
 from mlxroles.plots.roles.looks import RFC, RSI, model_look
 from mlxroles.plots.roles.subject import Doc, about, estimate, level
-from mlxroles.roles.metrics import DEFAULT_FORM
+from mlxroles.roles.metrics import DEFAULT_FORM, METRICS
 from mlxroles.roles.scales import SCALES
 
 _WIDTH, _ROW, _REST = 10.0, 2.9, 1.7
@@ -34,7 +34,7 @@ def comparison(doc: Doc) -> Figure | None:
             ]
             for scale in SCALES
         }
-        for metric in ("rfc", "rsi")
+        for metric in METRICS
     }
     levels = {
         (metric, scale): level(doc["null"][scale].get(metric))

@@ -22,9 +22,12 @@ _CAPTIONS = {
     "heads, from nats (left) and length-normalised (right). Bands: 95 % bootstrap intervals over "
     "prompts. Dashed: uniform attention on the same lengths.",
     "differences": "Instruct minus base per layer with 95 % bootstrap intervals; the same resample "
-    "of prompts serves both models. Only filled marks are significant after correction.",
-    "candidates": "The heads with the highest scores, and their difference in differences: "
-    "instruct minus base, focus minus reference. A score left of the dashed line is within chance.",
+    "of prompts serves both models. Only filled marks are significant after correction; a "
+    "half-filled one reverses among prompts of equal length.",
+    "candidates": "The heads with the highest composite scores (numbers). Bars: how "
+    "far the score lies from the head's own scores under shuffled labels, in their standard "
+    "deviations; left of the dashed line it is within what the best of all heads reaches by "
+    "chance. Right: difference in differences, instruct minus base, focus minus reference.",
     "entropy": "Mean attention entropy per layer and category, in nats (left) and as a share of "
     "uniform attention's (right). Bands: 95 % bootstrap intervals over prompts.",
     "roles": "RFC and RSI per layer with 95 % bootstrap intervals, from nats (left) and "
@@ -67,7 +70,7 @@ def caption(name: str) -> str:
     text = _CAPTIONS.get(kind)
     if text is None:
         return shown(name, 80)
-    return text if model is None else f"{shown(model, 20)}: {text}"
+    return text if model in (None, "model") else f"{shown(model, 20)}: {text}"
 
 
 def footnote(name: str) -> str:

@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 from mlxroles.report.roles import tracks
-from mlxroles.report.roles.findings import exchange
+from mlxroles.report.roles.findings import exchange, smallest_p
 from mlxroles.report.roles.tracks import Doc
-from mlxroles.report.roles.wording import LABELS, count, name_of, shown
+from mlxroles.report.roles.wording import LABELS, name_of, shown
+from mlxroles.roles.metrics import METRICS
 
 FEW_PROMPTS = 10
 """With fewer prompts in a category a bootstrap interval is too narrow to be relied on."""
@@ -26,7 +27,8 @@ def caveats(doc: Doc) -> list[str]:
 def _of_the_prompts(doc: Doc) -> list[str]:
     found = []
     sizes: dict[str, Any] = doc.get("lengths") or {}
-    few = {name: int((sizes.get(name) or {}).get("n") or 0) for name in _compared(doc)}
+    compared = [name for name in tracks.contrast(doc) or () if name is not None]
+    few = {name: int((sizes.get(name) or {}).get("n") or 0) for name in compared}
     few = {name: n for name, n in few.items() if n < FEW_PROMPTS}
     if few:
         listed = ", ".join(f"{n} {shown(name)}" for name, n in few.items())
@@ -34,7 +36,7 @@ def _of_the_prompts(doc: Doc) -> list[str]:
             f"Few prompts ({listed}): intervals over so few are too narrow, and what holds for "
             "them may not hold for others."
         )
-    for metric in tracks.METRICS:
+    for metric in METRICS:
         found += _of_the_lengths(doc, metric)
     return found
 
@@ -47,10 +49,11 @@ def _of_the_lengths(doc: Doc, metric: str) -> list[str]:
     what = exchange(doc, focus, other)
     named, label = " and ".join(name_of(doc, metric)), LABELS[metric]
     found = []
-    if what.smallest_p >= tracks.LEVEL:
+    smallest = smallest_p(doc, metric)
+    if smallest >= tracks.ALPHA:
         found.append(
             f"With so few {named} prompts no permutation can reach p < .05 (the smallest possible "
-            f"is {what.smallest_p:.2g}): that nothing is significant for {label} says nothing."
+            f"is {smallest:.2g}): that nothing is significant for {label} says nothing."
         )
     if not what.prompts:
         found.append(
@@ -66,32 +69,36 @@ def _of_the_lengths(doc: Doc, metric: str) -> list[str]:
 
 def _of_the_resolution(doc: Doc) -> list[str]:
     """Whether permutations are fine enough for one head alone to survive the correction."""
-    compared = _compared(doc)
-    heads = int((doc.get("heads") or {}).get("n") or 0)
-    smallest = exchange(doc, *compared[:2]).smallest_p
-    needed = math.ceil(smallest * heads / tracks.LEVEL - 1e-9)
-    if needed <= 1 or smallest >= tracks.LEVEL:
-        return []
-    return [
-        f"The smallest p that these permutations can give is {smallest:.1g}: of {heads:,} heads at "
-        f"least {needed:,} must reach it before one survives Benjamini-Hochberg. The maximum "
-        "statistic has no such limit; more permutations lower it."
-    ]
+    for who in tracks.names(doc):
+        found = tracks.heads(doc, who)
+        smallest, total = tracks.number(found.get("smallest_q")), int(found.get("n") or 0)
+        if not smallest >= tracks.ALPHA or smallest_p(doc, "rfc") >= tracks.ALPHA:
+            continue
+        needed = math.floor(smallest / tracks.ALPHA + 1e-9) + 1
+        drawn = int(found.get("n_permutations") or 0)
+        cure = (
+            "these are all that there are" if found.get("exact") else "more permutations lower it"
+        )
+        return [
+            f"With {drawn:,} permutations a head that differs alone reaches q = {smallest:.2g} at "
+            f"best: of {total:,} heads at least {needed:,} must reach the smallest p before any "
+            f"survives Benjamini-Hochberg ({cure}). The maximum statistic has no such limit."
+        ]
+    return []
 
 
 def _of_the_run(doc: Doc) -> list[str]:
     found = []
-    failed = len(doc.get("failed_cells") or [])
-    if failed:
+    if "instruct" in tracks.models(doc) and doc.get("chat_template") is False:
         found.append(
-            f"{count(failed, 'cell')} failed and {'is' if failed == 1 else 'are'} left out."
+            "The instruct model was read on raw text without its chat template, outside the "
+            "format it was tuned for."
         )
-    if doc.get("interrupted"):
-        found.append("The run was interrupted: not all prompts are in these numbers.")
-    if len(tracks.models(doc)) > 1 and doc.get("chat_template") is False:
+    if doc.get("has_sinks") is True:
         found.append(
-            "Both models read raw text without a chat template, so the instruct model is seen "
-            "outside the format it was tuned for."
+            "The heads of this architecture have a sink beside the keys: the weights of real keys "
+            "sum to less than 1, so that query 0 has an entropy above 0. Length normalisation and "
+            "uniform attention know nothing of sinks."
         )
     bos = [bool(prompt.get("has_bos")) for prompt in doc.get("prompts") or []]
     if bos and not any(bos):
@@ -102,26 +109,27 @@ def _of_the_run(doc: Doc) -> list[str]:
     elif any(bos) and (doc.get("reading") or {}).get("keys") == "all":
         found.append(
             "The begin token counts as a key. It usually draws much of the weight; read the run "
-            "again without it before relying on a small difference."
+            "again without it (--keys no-bos) before relying on a small difference."
         )
     return found
 
 
 def _of_the_threshold(doc: Doc) -> list[str]:
     """What the original study would have counted as changed layers, beside what is."""
-    found = []
+    parts = []
     for metric, label in LABELS.items():
         summary: dict[str, Any] = (doc.get("difference_summary") or {}).get(metric) or {}
         track = tracks.track(doc, tracks.DIFFERENCE, metric)
-        if not summary or track is None:
-            continue
-        up, down = (int(summary.get(f"significant_{way}") or 0) for way in ("positive", "negative"))
-        found.append(
-            f"A threshold is not significance: {label} changes by more than .01 in {up + down} of "
-            f"{len(track.layers)} layers ({up} up, {down} down), but on the raw scale "
-            f"{len(track.significant) or 'none'} of {len(track.layers)} survive correction."
-        )
-    return found
+        if summary and track is not None:
+            ways = (summary.get(f"significant_{way}") for way in ("positive", "negative"))
+            changed = sum(int(number or 0) for number in ways)
+            parts.append(
+                f"{label} changes by more than .01 in {changed} of {len(track.layers)} layers, "
+                f"significantly in {len(track.significant) or 'none'}"
+            )
+    if not parts:
+        return []
+    return [f"A threshold is not significance: {'; '.join(parts)} (raw scale)."]
 
 
 def _of_the_method(doc: Doc) -> list[str]:
@@ -130,24 +138,12 @@ def _of_the_method(doc: Doc) -> list[str]:
         "Entropy says how widely a head spreads its attention, not what it attends to or what "
         "the model makes of it; categories also differ in their words, not only in whom they "
         "are about.",
-        "Uniform attention is a yardstick for what lengths alone can do, not a proof that they "
-        "do it: real attention is not uniform.",
         f"Corrections are over the layers or heads of one question, not over the {questions} "
         "questions (models, difference, metrics) on two scales.",
-        "Layers of one network are not independent; a mean over layers has no interval here.",
     ]
     if tracks.DIFFERENCE in tracks.names(doc):
         found.append(
             "Intervals are over prompts. One base and one instruct model are compared: what "
             "differs between them need not be what instruction tuning does elsewhere."
         )
-    if not math.isnan(tracks.null(doc, "rfc")):
-        found.append(
-            "A curve over depth that looks like another family's may be a trend with depth that "
-            "all networks share; `mlxroles correlate` tests for that."
-        )
     return found
-
-
-def _compared(doc: Doc) -> list[str]:
-    return [name for name in tracks.contrast(doc) or () if name is not None]

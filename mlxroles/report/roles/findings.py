@@ -1,16 +1,17 @@
 """What an entropy document shows, decided once for page, Markdown and terminal alike.
 
-A layer counts where its corrected p is below .05 and its interval excludes 0. What is left of it
-after length normalisation, and among prompts of equal length, decides how much is claimed.
+Which layers count is read from the document. What is left of them after length normalisation, and
+among prompts of equal length, decides how much is claimed.
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mlxroles.report.roles import tracks
 from mlxroles.report.roles.tracks import Doc, Track
+from mlxroles.roles.metrics import DEFAULT_FORM, FORMS, METRICS
 
 Standing = Literal["nothing", "length", "unconfirmed", "untested", "holds"]
 """How far a result carries: nothing survives correction; only without length normalisation; only
@@ -28,6 +29,11 @@ class Finding:
     normalised: Track
     null: float
     """The same metric under uniform attention on these lengths, 0 for a difference."""
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether this is the difference of two models."""
+        return self.who == tracks.DIFFERENCE
 
     @property
     def standing(self) -> Standing:
@@ -50,20 +56,6 @@ class Finding:
         return share if share > 0 else math.nan
 
 
-class Influence(NamedTuple):
-    """The layer without which a mean over layers changes most."""
-
-    layer: int
-    mean: float
-    without: float
-    """The mean over the other layers."""
-
-    @property
-    def decides(self) -> bool:
-        """Whether the mean changes its sign or loses more than half without this layer."""
-        return self.mean * self.without < 0 or abs(self.without) < 0.5 * abs(self.mean)
-
-
 class Form(NamedTuple):
     """One form of a metric beside the default one."""
 
@@ -81,20 +73,18 @@ class Form(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """How well prompts of equal length can be exchanged between two categories."""
+    """How many prompts have a partner of equal length in the other of two categories."""
 
     prompts: int
     """Prompts whose length occurs in both categories."""
     total: int
-    smallest_p: float
-    """The smallest p that exchanging all prompts of the two categories could reach."""
 
 
 def findings(doc: Doc) -> list[Finding]:
     """Every metric of every model and of the difference that the document holds."""
     found = []
     for who in tracks.names(doc):
-        for metric in tracks.METRICS:
+        for metric in METRICS:
             raw = tracks.track(doc, who, metric)
             normalised = tracks.track(doc, who, metric, scale="normalised")
             if raw is not None and normalised is not None:
@@ -103,25 +93,13 @@ def findings(doc: Doc) -> list[Finding]:
     return found
 
 
-def influence(track: Track) -> Influence | None:
-    """The layer that carries most of the mean over layers; None with fewer than three layers."""
-    known = {n: v for n, v in zip(track.layers, track.value, strict=True) if not math.isnan(v)}
-    if len(known) < 3:
-        return None
-    total = math.fsum(known.values())
-    whole = total / len(known)
-    without = {layer: (total - value) / (len(known) - 1) for layer, value in known.items()}
-    layer = max(without, key=lambda layer: abs(without[layer] - whole))
-    return Influence(layer, whole, without[layer])
-
-
 def forms(doc: Doc, who: str, metric: str, scale: str = "raw") -> list[Form]:
     """The forms other than the default that the document holds, beside it."""
     default = tracks.track(doc, who, metric, scale=scale)
     found = []
-    for name in tracks.FORMS:
+    for name in FORMS:
         track = tracks.track(doc, who, metric, scale=scale, form=name)
-        if default is None or track is None or name == tracks.DEFAULT_FORM:
+        if default is None or track is None or name == DEFAULT_FORM:
             continue
         opposed = [at for at, v in enumerate(track.value) if v * default.value[at] < 0]
         firmly = [at for at in opposed if _excludes(track, at) and _excludes(default, at)]
@@ -130,7 +108,7 @@ def forms(doc: Doc, who: str, metric: str, scale: str = "raw") -> list[Form]:
 
 
 def exchange(doc: Doc, first: str, second: str) -> Exchange:
-    """What permuting labels between two categories has to work with."""
+    """How many prompts of two categories can be exchanged for one of equal length."""
     lengths = {name: Counter[int]() for name in (first, second)}
     for prompt in doc.get("prompts") or []:
         name = prompt.get("category")
@@ -138,18 +116,22 @@ def exchange(doc: Doc, first: str, second: str) -> Exchange:
             lengths[name][int(prompt.get("n_tokens") or 0)] += 1
     both = lengths[first].keys() & lengths[second].keys()
     shared = sum(lengths[name][length] for name in (first, second) for length in both)
-    sizes = [lengths[name].total() for name in (first, second)]
-    ways = math.comb(sum(sizes), sizes[0])
-    extreme = 2 if sizes[0] == sizes[1] else 1  # swapping equal groups turns the sign
-    drawn = int(doc.get("n_permutations") or 0)
-    fewest = 1 / (drawn + 1) if drawn else 0.0
-    return Exchange(shared, sum(sizes), max(min(extreme / ways, 1.0), fewest))
+    return Exchange(shared, sum(each.total() for each in lengths.values()))
 
 
-def flagged(doc: Doc) -> list[tuple[int, int]]:
-    """Layer and head of those whose reference entropy is near zero in any model."""
-    rows: list[Any] = (doc.get("heads") or {}).get("flagged") or []
-    return [(int(layer), int(head)) for layer, head, *_ in rows]
+def smallest_p(doc: Doc, metric: str) -> float:
+    """The smallest p that a layer of this metric could reach; 0 where the document does not say."""
+    test = tracks.label_test(doc, tracks.names(doc)[0], metric) if tracks.names(doc) else {}
+    drawn = int(test.get("n_permutations") or 0)
+    if not drawn:
+        return 0.0
+    if not test.get("exact"):
+        return 1 / (drawn + 1)
+    focus, reference, confounder = tracks.contrast(doc) or ("", "", None)
+    sizes = doc.get("lengths") or {}
+    compared = (focus, reference if metric == "rfc" else confounder)
+    first, second = ((sizes.get(name) or {}).get("n") for name in compared)
+    return (2 if first == second else 1) / drawn  # swapping equal groups turns the sign
 
 
 def _excludes(track: Track, at: int) -> bool:

@@ -8,7 +8,7 @@ from mlxroles.report import shell
 from mlxroles.report.roles import captions, rows, sorting, tracks
 from mlxroles.report.roles.reading import Section, reading
 from mlxroles.report.roles.tracks import Doc
-from mlxroles.report.roles.wording import sentences, shown
+from mlxroles.report.roles.wording import candidate_note, count, sentences, shown, who_is
 from mlxroles.text import slug
 
 _STYLE = (
@@ -23,31 +23,28 @@ thead th { white-space: normal; vertical-align: bottom; min-width: 2.8rem }
     + sorting.STYLE
 )
 _GLANCE_NOTE = (
-    "Means are over layers. Counts are layers above 0 / below 0; corrected: q < .05 "
-    "(Benjamini-Hochberg over layers) and the interval excludes 0. Uniform attention: what the "
-    "lengths of these prompts give without any model; on the normalised scale it is 0."
+    "Means are over layers, which are not independent, so they have no interval. Counts are layers "
+    "above 0 / below 0; corrected: q < .05 (labels permuted over prompts, Benjamini-Hochberg over "
+    "layers) and the interval excludes 0. Uniform attention: what the lengths of these prompts "
+    "give without any model; on the normalised scale it is 0. Equal lengths: labels permuted among "
+    "prompts of equal length alone."
 )
 _HEADS_NOTE = (
-    "Rows are those with the smallest p, values as a share of uniform attention's entropy (for "
-    "instruct − base: their change). A list of the smallest is always full; q and the p of the "
-    "maximum say what survives. The original study's top heads stood in an arbitrary order."
+    "Rows are those with the smallest p. Focus, reference and their difference: entropy as a share "
+    "of uniform attention's (for instruct − base: its change); p and q are of that difference. A "
+    "list of the smallest is always full: q and p max, the p of the maximum statistic, say what "
+    "survives. heads.csv has every head."
 )
 _LAYERS_NOTE = (
     "raw: nats, ratio of means over all heads (the original study left out heads 28 to 31 of 32); "
     "normalised: each query's entropy divided by that of uniform attention, ln(q + 1). "
-    "p and q are those of the last estimate: instruct − base, or the only model. "
-    f"{rows.MARKS}. A layer beyond ±.01 is not thereby significant."
+    "p and q, and the words, are of the last estimate: instruct − base, or the only model. "
+    f"{rows.MARKS}."
 )
 _FORMS_NOTE = (
     "The study's two definitions, ratio of means and head form, are not equivalent: one head with "
     "near-zero reference entropy can decide the second. In brackets: layers whose own "
     "interval, uncorrected, excludes 0."
-)
-_CANDIDATES_NOTE = (
-    "DiD: difference in differences of medians, focus minus reference of instruct minus base, "
-    "not paired by a prompt's place in the list. consistency: how often a focus prompt's "
-    "difference is on the same side of a reference prompt's. p and q: the score against shuffled "
-    "labels; all heads: against the best of all heads."
 )
 
 
@@ -83,9 +80,14 @@ def _finding(doc: Doc) -> str:
     return f'<div class="finding">\n{lines}\n</div>'
 
 
-def _glance(doc: Doc) -> list[str]:
+def _glance(doc: Doc) -> Iterator[str]:
     grid = rows.glance_grid(doc)
-    return [shell.table(grid, is_sortable=True), shell.note(_GLANCE_NOTE)] if grid.rows else []
+    if grid.rows:
+        yield shell.table(grid, is_sortable=True)
+        yield shell.note(_GLANCE_NOTE)
+    heads = rows.head_counts_grid(doc)
+    if heads.rows:
+        yield shell.table(heads, is_sortable=True)
 
 
 def _section(section: Section) -> str:
@@ -96,40 +98,56 @@ def _section(section: Section) -> str:
 def _figures(doc: Doc, drawn: Mapping[str, Path]) -> Iterator[str]:
     """Those of the whole run, then those of each model, then any other; each with a heading.
 
-    What is said below a kind of figure is said once.
+    Those of a second model are folded. What is said below a kind of figure is said once.
     """
     groups = [("Together", [name for name in captions.TOGETHER if name in drawn])]
     for model in tracks.models(doc):
         own = [name for kind in captions.PER_MODEL if (name := f"{kind}_{slug(model)}") in drawn]
-        groups.append((shown(model, 20), own))
+        groups.append((who_is(model), own))
     placed = {name for _, names in groups for name in names}
     groups.append(("Further figures", [name for name in drawn if name not in placed]))
     said: set[str] = set()
+    second = {who_is(model) for model in tracks.models(doc)[1:]}
     for heading, names in groups:
-        if names:
+        parts = [part for name in names for part in _figure(name, drawn[name], said)]
+        if parts and heading in second:
+            yield shell.folded(f"{heading}: {count(len(names), 'figure')}", "\n".join(parts))
+        elif parts:
             yield f"<h2>{escape(heading)}</h2>"
-        for name in names:
-            yield shell.figure(drawn[name], captions.caption(name))
-            text = captions.footnote(name)
-            yield shell.note("" if text in said else text)
-            said.add(text)
+            yield from parts
+
+
+def _figure(name: str, path: Path, said: set[str]) -> Iterator[str]:
+    yield shell.figure(path, captions.caption(name))
+    text = captions.footnote(name)
+    if text and text not in said:
+        said.add(text)
+        yield shell.note(text)
 
 
 def _tables(doc: Doc) -> Iterator[str]:
-    compared = tracks.contrast(doc) is not None
-    for grid in rows.layer_grids(doc) if compared else ():
-        yield shell.table(grid, is_sortable=True, ordered=0)
-    if compared:
+    """Every number as a table; what few will read is folded."""
+    if tracks.contrast(doc) is not None:
+        for scale in ("normalised", "raw"):
+            for grid in rows.layer_grids(doc, scale):
+                yield shell.table(grid, is_sortable=True, ordered=0, is_folded=scale == "raw")
         yield shell.note(_LAYERS_NOTE)
+        yield from _head_tables(doc)
         yield shell.table(rows.form_grid(doc), is_sortable=True, ordered=0)
         yield shell.note(_FORMS_NOTE)
-        for who in tracks.names(doc):
-            grid = rows.head_grid(doc, who)
-            if grid.rows:
-                yield shell.table(grid, is_sortable=True, ordered=8)
-        yield shell.note(_HEADS_NOTE)
     if (doc.get("candidates") or {}).get("rows"):
         yield shell.table(rows.candidate_grid(doc), is_sortable=True, ordered=0)
-        yield shell.note(_CANDIDATES_NOTE)
+        yield shell.note(candidate_note(doc))
     yield shell.table(rows.category_grid(doc), is_sortable=True)
-    yield shell.table(rows.prompt_grid(doc), is_sortable=True)
+    yield shell.table(rows.prompt_grid(doc), is_sortable=True, is_folded=True)
+
+
+def _head_tables(doc: Doc) -> Iterator[str]:
+    names = tracks.names(doc)
+    found = {who: grid for who in names if (grid := rows.head_grid(doc, who)).rows}
+    for who in sorted(found, key=lambda who: who != names[-1]):
+        grid = found[who]
+        at = grid.head.index("p")
+        yield shell.table(grid, is_sortable=True, ordered=at, is_folded=who != names[-1])
+    if found:
+        yield shell.note(_HEADS_NOTE)

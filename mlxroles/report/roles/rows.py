@@ -7,11 +7,23 @@ from typing import Any
 from mlxroles.report.roles import tracks
 from mlxroles.report.roles.findings import findings
 from mlxroles.report.roles.tracks import Doc, Track
-from mlxroles.report.roles.wording import LABELS, name_of, shown, signed, who_is, with_interval
+from mlxroles.report.roles.wording import (
+    LABELS,
+    form_name,
+    name_of,
+    shown,
+    signed,
+    who_is,
+    with_interval,
+)
 from mlxroles.report.rows import Grid
+from mlxroles.roles.metrics import FORMS, METRICS
 from mlxroles.text import format_number
 
-MARKS = "* q < .05 and the interval excludes 0 · † also among prompts of equal length"
+MARKS = (
+    "* q < .05 and the interval excludes 0 · † holds among prompts of equal length · "
+    "‡ reverses among prompts of equal length"
+)
 
 
 def facts(doc: Doc) -> list[tuple[str, str]]:
@@ -44,20 +56,38 @@ def glance_grid(doc: Doc) -> Grid:
 
     Layers are counted as above 0 / below 0.
     """
+    every = findings(doc)
+    turns = any(each.normalised.reversed for each in every)
     head = ["metric", "mean, raw", "uniform attention", "mean, normalised", "p < .05, uncorrected"]
-    head += ["by chance", "corrected, raw", "corrected, normalised", "also at equal lengths"]
+    head += ["by chance", "corrected, raw", "corrected, normalised", "holds at equal lengths"]
+    head += ["reverses at equal lengths"] if turns else []
     rows = []
-    for found in findings(doc):
+    for found in every:
         raw, normalised = found.raw, found.normalised
-        uniform = "–" if found.who == tracks.DIFFERENCE else signed(found.null)
+        uniform = "–" if found.is_difference else signed(found.null)
         line = [LABELS[found.metric], signed(raw.mean), uniform, signed(normalised.mean)]
         line += [f"{normalised.uncorrected}", f"{normalised.expected:.1f}"]
-        line += [_up_down(track.up, track.down) for track in (raw, normalised)]
-        kept = normalised.same_length
-        same = _up_down(normalised.up & kept, normalised.down & kept)
-        line.append(same if normalised.is_tested_same_length else "no test")
+        line += [_up_down(track, track.significant) for track in (raw, normalised)]
+        held = _up_down(normalised, normalised.same_length)
+        line.append(held if normalised.is_tested_same_length else "no test")
+        line += [_up_down(normalised, normalised.reversed)] if turns else []
         rows.append([*line, who_is(found.who)])
     return Grid("At a glance", [*head, "model"], rows)
+
+
+def head_counts_grid(doc: Doc) -> Grid:
+    """How many single heads differ, before and after every correction, length-normalised."""
+    head = ["heads", "p < .05, uncorrected", "by chance", "Benjamini-Hochberg", "maximum statistic"]
+    rows = []
+    for who in tracks.names(doc):
+        found = tracks.heads(doc, who)
+        if found:
+            line = [f"{int(found.get(name) or 0):,}" for name in ("n", "below_05")]
+            line.append(_number(found, "expected", ".1f"))
+            kinds = (f"significant_{name}" for name in ("bh", "max", "same_length"))
+            line += [f"{int(found.get(name) or 0):,}" for name in kinds]
+            rows.append([*line, who_is(who)])
+    return Grid("Single heads that differ", [*head, "holds at equal lengths", "model"], rows)
 
 
 def layer_grid(doc: Doc, metric: str, scale: str) -> Grid:
@@ -71,11 +101,13 @@ def layer_grid(doc: Doc, metric: str, scale: str) -> Grid:
         last = tracks.track(doc, who, metric, scale=scale)
         if last is not None:
             head.append(who_is(who))
-            columns.append([_marked(last, at) for at in range(len(last.layers))])
+            columns.append([marked(last, at) for at in range(len(last.layers))])
     if last is not None:
         for name, values in (("p", last.p), ("q", last.q), ("q, equal lengths", last.q_same)):
             head.append(name)
             columns.append([_p(value) for value in values])
+        head.append("among prompts of equal length")
+        columns.append([at_equal_length(last, layer) for layer in last.layers])
     layers = [str(layer) for layer in doc.get("layers") or []]
     focus, other = name_of(doc, metric)
     title = f"{LABELS[metric]} per layer, {scale}: {focus} against {other}"
@@ -84,13 +116,12 @@ def layer_grid(doc: Doc, metric: str, scale: str) -> Grid:
     return Grid(title, head, [list(row) for row in zip(layers, *columns, strict=True)])
 
 
-def layer_grids(doc: Doc) -> list[Grid]:
-    """Every metric on every scale that the document holds."""
+def layer_grids(doc: Doc, scale: str) -> list[Grid]:
+    """Every metric on one scale that the document holds."""
     first = tracks.names(doc)[:1]
     return [
         layer_grid(doc, metric, scale)
-        for metric in tracks.METRICS
-        for scale in tracks.SCALES
+        for metric in METRICS
         if any(tracks.track(doc, who, metric, scale=scale) for who in first)
     ]
 
@@ -98,15 +129,25 @@ def layer_grids(doc: Doc) -> list[Grid]:
 def form_grid(doc: Doc) -> Grid:
     """The forms of RFC and RSI side by side: mean over layers, and intervals that exclude 0."""
     rows = []
-    for metric in tracks.METRICS:
+    for metric in METRICS:
         for who in tracks.names(doc):
             for scale in tracks.SCALES:
-                found = [tracks.track(doc, who, metric, scale=scale, form=f) for f in tracks.FORMS]
+                found = [tracks.track(doc, who, metric, scale=scale, form=f) for f in FORMS]
                 if any(found):
                     cells = [_mean(track) for track in found]
                     rows.append([LABELS[metric], scale, *cells, who_is(who)])
-    head = ["metric", "scale", *tracks.FORMS.values(), "model"]
+        rows += _uniform(doc, metric)
+    head = ["metric", "scale", *map(form_name, FORMS), "model"]
     return Grid("Forms of the ratio: mean over layers", head, rows)
+
+
+def _uniform(doc: Doc, metric: str) -> list[list[str]]:
+    """The row of what uniform attention gives in every form, where the document has it."""
+    by_form = ((doc.get("null") or {}).get("raw") or {}).get("forms") or {}
+    found = [tracks.number((by_form.get(form) or {}).get(metric)) for form in FORMS]
+    if all(map(math.isnan, found)):
+        return []
+    return [[LABELS[metric], "raw", *map(signed, found), "uniform attention"]]
 
 
 def _mean(track: Track | None) -> str:
@@ -116,13 +157,14 @@ def _mean(track: Track | None) -> str:
 def head_grid(doc: Doc, who: str) -> Grid:
     """The heads with the smallest p of a model or of the difference, on the normalised scale."""
     found = tracks.heads(doc, who)
-    head = ["layer", "head", "focus", "reference", "confounder", "difference", "Cohen's d"]
-    head += ["Cliff's delta", "p", "q", "p, max", "p, equal length", "near zero"]
+    head = ["layer", "head", "focus", "reference", "difference", "RFC", "Cohen's d"]
+    head += ["Cliff's delta", "p", "q", "p max", "p, equal length", "near zero"]
     rows = []
     for row in found.get("top") or []:
         line = [_text(row.get("layer")), _text(row.get("head"))]
-        line += [_number(row, name, ".3f") for name in ("focus", "reference", "confounder")]
-        line += [_number(row, "diff", "+.3f"), _ranged(row, "d"), _ranged(row, "delta")]
+        line += [_number(row, name, ".3f") for name in ("focus", "reference")]
+        line += [_number(row, "diff", "+.3f"), _number(row, "rfc", "+.3f")]
+        line += [_ranged(row, "d"), _ranged(row, "delta")]
         line += [_p(tracks.number(row.get(n))) for n in ("p", "q", "p_max", "p_same_length")]
         rows.append([*line, "yes" if row.get("flagged") else ""])
     title = f"Heads with the smallest p, {who_is(who)}, length-normalised"
@@ -132,24 +174,18 @@ def head_grid(doc: Doc, who: str) -> Grid:
 def candidate_grid(doc: Doc) -> Grid:
     """The candidates for patching, best score first."""
     found: dict[str, Any] = doc.get("candidates") or {}
-    return Grid("Candidates for patching", *candidate_rows(found.get("rows") or []))
-
-
-def candidate_rows(rows: list[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of candidates."""
-    head = ["rank", "layer", "head", "DiD, median [nats]", "DiD of logs", "consistency"]
-    head += ["base entropy", "score", "p", "q", "p, all heads"]
-    shown_rows = []
-    for row in rows:
+    head = ["rank", "layer", "head", "DiD, median [nats]", "consistency", "base entropy [nats]"]
+    head += ["score", "z", "p", "p max"]
+    rows = []
+    for row in found.get("rows") or []:
         line = [_text(row.get(name)) for name in ("rank", "layer", "head")]
         line.append(
             with_interval(*(tracks.number(row.get(f"did_{n}")) for n in ("median", "low", "high")))
         )
-        line += [_number(row, "did_log_ratio_median", "+.3f"), _number(row, "consistency", ".2f")]
-        line += [_number(row, "baseline_entropy", ".3f"), _number(row, "composite_score", ".2f")]
-        line += [_p(tracks.number(row.get(name))) for name in ("p", "q", "p_max")]
-        shown_rows.append(line)
-    return head, shown_rows
+        line += [_number(row, "consistency", ".2f"), _number(row, "baseline_entropy", ".3f")]
+        line += [_number(row, name, ".2f") for name in ("composite_score", "z_null")]
+        rows.append([*line, *(_p(tracks.number(row.get(name))) for name in ("p", "p_max"))])
+    return Grid("Candidates for patching", head, rows)
 
 
 def category_grid(doc: Doc) -> Grid:
@@ -184,14 +220,30 @@ def prompt_grid(doc: Doc) -> Grid:
     return Grid("Prompts", head, rows)
 
 
-def _up_down(up: frozenset[int], down: frozenset[int]) -> str:
-    return f"{len(up)} / {len(down)}"
+def marked(track: Track, at: int) -> str:
+    """Value and interval at an index of the layers, with the marks of its tests."""
+    marks = mark(track, track.layers[at])
+    text = with_interval(track.value[at], track.low[at], track.high[at])
+    return f"{text} {marks}" if marks else text
 
 
-def _marked(track: Track, at: int) -> str:
-    layer = track.layers[at]
-    mark = " *" * (layer in track.significant) + "†" * (layer in track.same_length)
-    return with_interval(track.value[at], track.low[at], track.high[at]) + mark
+def mark(track: Track, layer: int) -> str:
+    """What the tests say of a layer, in the signs of :data:`MARKS`."""
+    found = "*" * (layer in track.significant) + "†" * (layer in track.same_length)
+    return found + "‡" * (layer in track.reversed)
+
+
+def at_equal_length(track: Track, layer: int) -> str:
+    """Whether a significant layer holds among prompts of equal length, in words."""
+    if layer in track.reversed:
+        return "reverses"
+    if layer in track.same_length:
+        return "holds"
+    return "not confirmed" if layer in track.significant else ""
+
+
+def _up_down(track: Track, layers: frozenset[int]) -> str:
+    return f"{len(track.up & layers)} / {len(track.down & layers)}"
 
 
 def _ranged(row: Mapping[str, Any], name: str) -> str:

@@ -11,14 +11,14 @@ def markdown(doc: Doc) -> str:
     """The finding, the reading and the tables but for that of all prompts; all text escaped."""
     name = shown(doc.get("display") or doc.get("family") or "a model", 80)
     parts = [f"# Role metrics of {escape(name)}", escape(sentence(doc))]
-    glance = rows.glance_grid(doc)
-    parts += table(glance) if glance.rows else []
+    for grid in (rows.glance_grid(doc), rows.head_counts_grid(doc)):
+        parts += table(grid) if grid.rows else []
     for section in reading(doc):
         points = "\n".join(f"- {escape(point)}" for point in section.points)
         parts += [f"## {escape(section.heading)}", points]
     grids = []
     if tracks.contrast(doc) is not None:
-        grids += rows.layer_grids(doc)
+        grids += [grid for scale in tracks.SCALES for grid in rows.layer_grids(doc, scale)]
         grids += [rows.head_grid(doc, who) for who in tracks.names(doc)]
     grids += [rows.candidate_grid(doc), rows.category_grid(doc)]
     for grid in grids:

@@ -10,21 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-DIFFERENCE = "difference"
-"""The name under which instruct minus base stands beside the models."""
-SCALES = ("raw", "normalised")
-METRICS = ("rfc", "rsi")
-DEFAULT_FORM = "ratio_of_means"
-FORMS = {
-    "ratio_of_means": "ratio of means",
-    "head_form": "head form",
-    "mean_of_ratios": "mean of ratios",
-    "median_of_ratios": "median of ratios",
-    "log_ratio": "log ratio",
-}
-"""The forms of RFC and RSI, and what they are called."""
-LEVEL = 0.05
-"""A corrected p below this counts, where the interval excludes 0 as well."""
+from mlxroles.roles.heads import DIFFERENCE
+from mlxroles.roles.metrics import DEFAULT_FORM
+from mlxroles.roles.sampling import ALPHA
+from mlxroles.roles.scales import SCALES
+
+__all__ = ["ALPHA", "DIFFERENCE", "SCALES", "Track", "track"]
 
 Doc = Mapping[str, Any]
 
@@ -45,27 +36,22 @@ class Track:
     p_same: tuple[float, ...]
     """Permutation among prompts of equal length alone."""
     q_same: tuple[float, ...]
+    significant: frozenset[int]
+    """Layers that are not 0 after correction, as the document says."""
+    same_length: frozenset[int]
+    """Those of them that hold among prompts of equal length."""
+    reversed: frozenset[int]
+    """Those of them that have the other sign among prompts of equal length."""
 
     @cached_property
     def up(self) -> frozenset[int]:
-        """Layers that are above 0 after correction: q < .05 and the interval excludes 0."""
-        return self._beyond(self.q, above=True)
-
-    @cached_property
-    def down(self) -> frozenset[int]:
-        """Layers that are below 0 after correction."""
-        return self._beyond(self.q, above=False)
+        """Significant layers that are above 0."""
+        return frozenset(layer for layer in self.significant if self.at(layer)[0] > 0)
 
     @property
-    def significant(self) -> frozenset[int]:
-        """Layers that are not 0 after correction."""
-        return self.up | self.down
-
-    @cached_property
-    def same_length(self) -> frozenset[int]:
-        """Those of them that also hold when only prompts of equal length are exchanged."""
-        same = self._beyond(self.q_same, above=True) | self._beyond(self.q_same, above=False)
-        return same & self.significant
+    def down(self) -> frozenset[int]:
+        """Significant layers that are below 0."""
+        return self.significant - self.up
 
     @property
     def is_tested_same_length(self) -> bool:
@@ -75,12 +61,12 @@ class Track:
     @property
     def uncorrected(self) -> int:
         """Layers with p < .05 before correction."""
-        return sum(p < LEVEL for p in self.p)
+        return sum(p < ALPHA for p in self.p)
 
     @property
     def expected(self) -> float:
         """How many of those chance alone gives."""
-        return LEVEL * sum(not math.isnan(p) for p in self.p)
+        return ALPHA * sum(not math.isnan(p) for p in self.p)
 
     @property
     def mean(self) -> float:
@@ -101,17 +87,14 @@ class Track:
         """The layer among these whose value is farthest from 0; the first on ties."""
         return max(sorted(among), key=lambda layer: abs(self.at(layer)[0]), default=None)
 
-    def _beyond(self, corrected: Sequence[float], *, above: bool) -> frozenset[int]:
-        rows = zip(self.layers, self.low, self.high, corrected, strict=True)
-        return frozenset(
-            layer for layer, low, high, q in rows if q < LEVEL and (low > 0 if above else high < 0)
-        )
-
 
 def track(
     doc: Doc, who: str, metric: str, *, scale: str = "raw", form: str = DEFAULT_FORM
 ) -> Track | None:
-    """The track of a model or of the difference; None where the document has none."""
+    """The track of a model or of the difference; None where the document has none.
+
+    The tests, and what they say of a layer, are those of the default form.
+    """
     source = _source(doc, who, scale)
     found = ((source.get(metric) or {}).get(form)) or {}
     values = _numbers(found.get("value"))
@@ -119,17 +102,34 @@ def track(
         return None
     length = len(values)
     ends = [pair or (None, None) for pair in found.get("ci") or [None] * length]
-    test = source.get(f"{metric}_test") or {}
+    layers = tuple(int(layer) for layer in doc.get("layers") or range(length))
+    tested = label_test(doc, who, metric, scale) if form == DEFAULT_FORM else {}
+
+    def tests(name: str) -> tuple[float, ...]:
+        return _numbers(tested.get(name) or [None] * length)
+
+    def flagged(name: str) -> frozenset[int]:
+        flags = zip(layers, tested.get(name) or (), strict=False)
+        return frozenset(layer for layer, flag in flags if flag)
+
     return Track(
-        tuple(int(layer) for layer in doc.get("layers") or range(length)),
+        layers,
         values,
-        _numbers([low for low, _ in ends]),
-        _numbers([high for _, high in ends]),
-        *(
-            _numbers(test.get(name) or [None] * length)
-            for name in ("p", "q", "p_same_length", "q_same_length")
-        ),
+        low=_numbers([low for low, _ in ends]),
+        high=_numbers([high for _, high in ends]),
+        p=tests("p"),
+        q=tests("q"),
+        p_same=tests("p_same_length"),
+        q_same=tests("q_same_length"),
+        significant=flagged("significant"),
+        same_length=flagged("holds_at_equal_length"),
+        reversed=flagged("reverses_at_equal_length"),
     )
+
+
+def label_test(doc: Doc, who: str, metric: str, scale: str = "raw") -> Mapping[str, Any]:
+    """The permutation tests of a metric's layers; empty where there are none."""
+    return _source(doc, who, scale).get(f"{metric}_test") or {}
 
 
 def names(doc: Doc) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlxroles.roles.influence import without_one
 from mlxroles.roles.tables_csv import METRICS, SIDES, Row
 
 THRESHOLD = 0.01
@@ -82,12 +83,10 @@ def _metric(rows: Sequence[Row], metric: str) -> dict[str, object] | None:
 
 def _without_one(values: np.ndarray, layers: Sequence[int]) -> dict[str, object]:
     """The layer whose removal moves the mean the most, and the mean without it."""
-    n = len(values)
-    if n < 2:
+    most = without_one(layers, values.tolist())
+    if most is None:
         return {"most_influential_layer": None, "mean_without_it": math.nan}
-    without = (values.sum() - values) / (n - 1)
-    most = int(np.abs(without - values.mean()).argmax())
-    return {"most_influential_layer": layers[most], "mean_without_it": float(without[most])}
+    return {"most_influential_layer": most.layer, "mean_without_it": most.without}
 
 
 def _levels(rows: Sequence[Row], column: str) -> dict[str, float]:
