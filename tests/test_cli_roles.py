@@ -296,6 +296,13 @@ def test_more_prompts_than_are_run_are_mentioned(call, tmp_path):
     assert "12 others do not" in err
 
 
+def test_a_dry_pipeline_shows_every_family(call, tmp_path):
+    status, out, _ = call("pipeline", "--family", "tiny", "--dry-run", "--json")
+    (plan,) = json.loads(out)["families"]
+    assert (status, plan["cells"]) == (0, 240)
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_family_that_cannot_run_does_not_stop_the_others(call, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     shutil.copytree(Path(mlxroles.__file__).parent / "data" / "tiny" / "base", broken)
@@ -326,7 +333,7 @@ def test_a_pipeline_of_two_families_ends_in_their_correlation(call, tmp_path, mo
     (pair,) = doc["correlation"]["pairs"]
     assert pair["n_layers"] == 6
     status, out, err = call("pipeline", "--all", "--prompts", source, "--json")
-    assert status == 3
+    assert status == 0
     assert "run `mlxroles models pull llama`" in err
     assert [one["family"] for one in json.loads(out)["families"]] == ["other"]
 

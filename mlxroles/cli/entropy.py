@@ -82,7 +82,11 @@ def command(**given: Any) -> int:
     """  # noqa: D301
     study = planned(_chosen_subject(given), given)
     if given["dry_run"]:
-        return _dry_run(study.plan(), as_json=given["as_json"])
+        if given["as_json"]:
+            print_json(study.plan())
+        else:
+            show_plan(study.plan())
+        return 0
     doc, status = run_study(study, given)
     if given["as_json"]:
         print_json(doc)
@@ -151,17 +155,14 @@ def run_study(study: Any, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return doc, exit_status(finished, given)
 
 
-def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print_json(plan)
-        return 0
+def show_plan(plan: dict[str, Any]) -> None:
+    """Prints what a dry run has to show."""
     click.echo(plan["title"])
     click.echo(f"run id        {plan['run_id']}")
     click.echo(
         f"runs          {plan['cells']} in {plan['batches']} batches, {plan['tokens']} tokens"
     )
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
     for text in plan["notes"]:
         note(text)
-    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
-    return 0

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.entropy import family_subject, planned, prompt_set_options, run_study
+from mlxroles.cli.entropy import (
+    family_subject,
+    planned,
+    prompt_set_options,
+    run_study,
+    show_plan,
+)
 from mlxroles.cli.inputs import model_options, two_model_options
 from mlxroles.cli.options import json_option, no_arguments, plain_option
 from mlxroles.cli.output import note, print_json
@@ -31,6 +37,7 @@ from mlxroles.pairs import Pair, catalogue, find, pair
 @two_model_options
 @model_options
 @seed_of_resamples
+@click.option("--dry-run", is_flag=True, help="Show plan, cost, memory and disk; load no weights.")
 @click.option("--fresh", is_flag=True, help="Start anew instead of skipping what is already done.")
 @click.option("--open", "opens", is_flag=True, help="Show the reports in the browser.")
 @plain_option
@@ -49,9 +56,16 @@ def command(**given: Any) -> int:
     """  # noqa: D301
     if bool(given["families"]) == given["every"]:
         raise click.UsageError("name families with --family, or take all with --all")
-    chosen, absent = _families(given)
-    studies = [planned(family_subject(entry, given), given) for entry in chosen]
-    docs, failed = [], bool(absent)
+    studies = [planned(family_subject(entry, given), given) for entry in _families(given)]
+    if given["dry_run"]:
+        plans = [study.plan() for study in studies]
+        if given["as_json"]:
+            print_json({"schema": "mlxroles/plans/1", "families": plans})
+        else:
+            for plan in plans:
+                show_plan(plan)
+        return 0
+    docs, failed = [], False
     for study in studies:
         try:
             doc, status = run_study(study, _settings(given))
@@ -68,20 +82,21 @@ def command(**given: Any) -> int:
     return _ended(docs, correlation, FAILED_CELLS if failed else 0, given)
 
 
-def _families(given: dict[str, Any]) -> tuple[list[Pair], list[Pair]]:
-    """The families to run, and those of the catalogue that are not on this machine."""
+def _families(given: dict[str, Any]) -> list[Pair]:
+    """The families to run; of ``--all`` those that are on this machine."""
     if not given["every"]:
-        return [pair(name) for name in dict.fromkeys(given["families"])], []
+        return [pair(name) for name in dict.fromkeys(given["families"])]
     entries = [entry for entry in catalogue().values() if entry.kind == "family"]
     here = [e for e in entries if all(find(e.ref(side)) for side in ("base", "instruct"))]
-    absent = [entry for entry in entries if entry not in here]
-    for entry in absent:
+    for entry in entries:
+        if entry in here:
+            continue
         note(f"{entry.name}: not on this machine; run `mlxroles models pull {entry.name}`")
     if not here:
         raise ModelError(
             "no family of the catalogue is on this machine; the embedded pair is --family tiny"
         )
-    return here, absent
+    return here
 
 
 def _ended(

@@ -256,6 +256,7 @@ class EntropyStudy:
             title = f"entropy {self.subject.display}"
             notes = self.subject.notes
             finished = run(self, self.cells, folder, emit, title=title, notes=notes)
+            self.subject.release()
             doc = role_results.finish(
                 folder,
                 analysis,

@@ -260,9 +260,8 @@ class Subject:
     def model(self, side: str) -> Model:
         """The loaded model of a side; with ``resident=1`` the other one is given up first."""
         if side not in self._loaded:
-            if self.resident == 1 and self._loaded:
-                self._loaded.clear()
-                mx.clear_cache()
+            if self.resident == 1:
+                self.release()
             self.on_load(f"loading {side} ({self.sides[side].folder.name})")
             place = self.sides[side]
             self._loaded[side] = loaded = load(place.folder, **self.options)
@@ -271,6 +270,11 @@ class Subject:
                     self.notes.append(f"{side}: {text}")
                     self.on_load(self.notes[-1])
         return self._loaded[side]
+
+    def release(self) -> None:
+        """Gives up the loaded models; they are loaded again when they are asked for."""
+        self._loaded.clear()
+        mx.clear_cache()
 
 
 def attention_heads(subject: Subject) -> int:
