@@ -15,8 +15,8 @@ from mlxroles.roles.table import Reading
 STUDY = Contrast("self_referent", "neutral", "confounder")
 SCALES = ("raw", "normalised")
 RESAMPLES = 40
-PERMUTATIONS = 100
-"""More than the 70 ways to halve eight prompts: the tests are exact there."""
+PERMUTATIONS = 300
+"""More than the 252 ways to halve ten prompts: the tests are exact there."""
 
 
 def build(
@@ -40,9 +40,9 @@ def build(
     )
 
 
-def four_per_category():
+def five_per_category():
     """Two layers; the second has three heads of four."""
-    found = role_tables.random_tables(7, layers=2, heads=4, per_category=4, effect=0.4)
+    found = role_tables.random_tables(7, layers=2, heads=4, per_category=5, effect=0.4)
     for table in found.values():
         for name in ("entropy", "entropy_no_first", "first_keys", "recent_keys"):
             getattr(table, name)[:, 1, 3] = np.nan

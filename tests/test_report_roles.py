@@ -124,7 +124,10 @@ def test_layers_that_reverse_among_prompts_of_equal_length_are_named_everywhere(
         "2 of these hold among prompts of equal length, and 2 reverse among prompts of equal "
         "length (layers 0 and 2)" in sentence(doc)
     )
-    assert "RFC, instruct − base, raw: layers 0 and 2 reverse among prompts of equal" in read(doc)
+    assert (
+        "RFC, instruct − base, raw and length-normalised: layers 0 and 2 reverse among prompts of "
+        "equal length." in read(doc)
+    )
     grid = rows.layer_grid(doc, "rfc", "normalised")
     assert grid.head[-1] == "among prompts of equal length"
     assert [row[-1] for row in grid.rows] == ["reverses", "holds", "reverses", "holds"]
@@ -213,8 +216,8 @@ def test_what_lengths_alone_give_is_held_against_the_mean():
     )
     set_track(doc, BOTH, "instruct", "rsi", [0.15] * 4)
     assert (
-        "RSI: uniform attention on these lengths alone gives +0.200, no less than the raw mean "
-        "over layers of base (+0.100) and of instruct (+0.150)." in read(doc)
+        "RSI: uniform attention on these lengths alone gives +0.200, at least as far from 0 as the "
+        "raw mean over layers of base (+0.100) and of instruct (+0.150)." in read(doc)
     )
 
 

@@ -7,7 +7,7 @@ import statistics
 import pytest
 from role_twins import (
     build,
-    four_per_category,
+    five_per_category,
 )
 
 from mlxroles.roles import compare
@@ -15,7 +15,7 @@ from mlxroles.roles import compare
 
 @pytest.fixture(scope="module")
 def tables():
-    return four_per_category()
+    return five_per_category()
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,17 @@ def test_rows_of_a_comparison_are_the_documents_cells(doc):
                 value = one[m]["ratio_of_means"]
                 expected[f"{m}_{name}"] = value["value"][k]
                 expected[f"{m}_{name}_low"], expected[f"{m}_{name}_high"] = value["ci"][k]
-            for p in ("p", "q", "p_same_length"):
-                expected[f"{m}_diff_{p}"] = raw["difference"][f"{m}_test"][p][k]
+                for p in ("p", "q", "p_same_length", "q_same_length"):
+                    expected[f"{m}_{name}_{p}"] = one[f"{m}_test"][p][k]
             for name, one in normalised["models"].items():
                 expected[f"{m}_normalised_{name}"] = one[m]["ratio_of_means"]["value"][k]
             value = normalised["difference"][m]["ratio_of_means"]
             expected[f"{m}_normalised_diff"] = value["value"][k]
             low, high = value["ci"][k]
             expected |= {f"{m}_normalised_diff_low": low, f"{m}_normalised_diff_high": high}
+            for p in ("p", "q", "p_same_length", "q_same_length"):
+                test = normalised["difference"][f"{m}_test"]
+                expected[f"{m}_normalised_diff_{p}"] = test[p][k]
         expected |= {f"null_{m}": doc["null"]["raw"][m] for m in ("rfc", "rsi")}
         assert list(row) == list(expected)
         assert row == pytest.approx(expected, rel=0, nan_ok=True)

@@ -65,7 +65,7 @@ def test_two_published_versions_against_scipy(shared):
 
 
 def test_rows_of_our_own_comparison():
-    tables = role_tables.random_tables(1, layers=3, heads=2, per_category=4)
+    tables = role_tables.random_tables(1, layers=3, heads=2, per_category=5)
     contrast = Contrast("self_referent", "neutral")
     doc = document.build(
         tables, reading=Reading(), contrast=contrast, n_resamples=20, n_permutations=20
@@ -264,6 +264,76 @@ def test_smooth_profiles_leave_few_independent_layers():
     found = only_pair(profile(np.sin(angle)), profile(np.sin(angle + 1.1)))
     assert found["pearson_p"] < 0.05
     assert "neighbouring layers are alike" in found["verdict"]
+
+
+def test_few_layers_allow_no_test_by_shifts():
+    """Of 6 shifts one is none at all: p cannot be below 1 / 6, whatever the profiles are."""
+    x = noise(3, 6)
+    found = only_pair(profile(x), profile(x + 0.01 * noise(4, 6)))
+    assert found["pearson_r"] > 0.999
+    assert found["shift_p"] == pytest.approx(1 / 6)
+    assert found["verdict"] == (
+        "correlated layer by layer, beyond a trend over depth that both share; 6 layers allow only "
+        "6 shifts (smallest p .167): no test by shifts"
+    )
+
+
+@pytest.mark.parametrize(("n", "tested"), [(20, False), (21, True)])
+def test_shifts_are_tested_from_21_layers(n, tested):
+    x = noise(1, n)
+    found = only_pair(profile(x), profile(x + 0.1 * noise(2, n)))
+    assert found["verdict"].startswith("correlated layer by layer")
+    assert ("no test by shifts" in found["verdict"]) is not tested
+
+
+def test_few_layers_that_are_alike_are_no_correlation():
+    x = np.array([0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+    found = only_pair(profile(x), profile(x + 0.05 * noise(2, 6)))
+    assert found["n_eff_p"] >= 0.05 > found["pearson_p"]
+    assert "neighbouring layers are alike" in found["verdict"]
+    assert found["verdict"].startswith("nominally correlated, but ")
+    assert found["verdict"].endswith("(smallest p .167): no test by shifts")
+    assert "shifts of the profiles" not in found["verdict"]
+
+
+def test_four_layers_are_not_told_that_a_trend_explains_them():
+    found = only_pair(profile([0, 1, 0, 1.1]), profile([0, 1.02, 0.01, 1.1]))
+    assert math.isnan(found["detrended_p"])
+    assert "a trend over depth that both share explains it" not in found["verdict"]
+    assert "a trend over depth takes up all of 4 layers: no test without it" in found["verdict"]
+
+
+def test_shifts_that_correlate_as_much_are_counted():
+    """A wave of period 8 over 32 layers: seven shifts (4, 8, ... 28) give the same again."""
+    wave = np.sin(np.arange(32) * math.pi / 4)
+    found = only_pair(profile(wave), profile(wave + 1e-3 * noise(1)))
+    ahead = [abs(np.corrcoef(wave, np.roll(wave + 1e-3 * noise(1), k))[0, 1]) for k in range(32)]
+    count = sum(one >= ahead[0] - 1e-9 for one in ahead) - 1
+    assert count >= 2
+    expected = f"{count} of 31 shifts of the profiles against each other correlate as much"
+    assert expected in found["verdict"]
+
+
+@pytest.mark.parametrize("n", [6, 32])
+def test_the_same_profile_twice_is_called_that(n):
+    x = noise(1, n)
+    x[2] = math.nan
+    found = only_pair(profile(x), profile(x))
+    assert found["verdict"] == "the same numbers twice: a correlation of these says nothing"
+    assert found["pearson_r"] == pytest.approx(1)
+    twice = only_pair(profile(x), profile(2 * x))
+    assert "the same numbers" not in twice["verdict"]
+
+
+def test_interval_is_of_the_effective_number_of_layers_and_the_document_says_so():
+    x = np.cumsum(noise(1))
+    found = correlate.correlate({"a": profile(x), "b": profile(x + noise(2))}, "rfc")
+    assert "n_eff" in found["pearson_interval"]
+    (pair,) = found["pairs"]
+    assert pair["n_eff"] < 16
+    half = scipy_stats.norm.ppf(0.975) / math.sqrt(pair["n_eff"] - 3)
+    bounds = np.tanh(np.arctanh(pair["pearson_r"]) + np.array([-half, half]))
+    assert (pair["pearson_low"], pair["pearson_high"]) == pytest.approx(tuple(bounds))
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [0.5] * 8, []])

@@ -12,7 +12,7 @@ from role_twins import (
     SCALES,
     Twin,
     build,
-    four_per_category,
+    five_per_category,
     mean,
 )
 
@@ -25,7 +25,7 @@ from mlxroles.roles.table import Reading
 
 @pytest.fixture(scope="module")
 def tables():
-    return four_per_category()
+    return five_per_category()
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_keys_and_shapes(tables, doc):
         "focus": "self_referent", "reference": "neutral", "confounder": "confounder",
     }  # fmt: skip
     assert doc["reading"] == {"queries": "all", "keys": "all"}
-    assert (doc["seed"], doc["n_resamples"], doc["n_permutations"]) == (0, 40, 100)
+    assert (doc["seed"], doc["n_resamples"], doc["n_permutations"]) == (0, 40, 300)
     base = tables["base"]
     assert doc["prompts"][5] == {
         "id": "p005", "category": "confounder", "n_tokens": int(base.length[5]), "has_bos": True,
@@ -234,7 +234,7 @@ def test_lengths_of_categories(tables, doc):
     for name in role_tables.CATEGORIES:
         tokens = tables["base"].length[tables["base"].members(name)].tolist()
         assert doc["lengths"][name] == {
-            "n": 4,
+            "n": 5,
             "mean": pytest.approx(mean(tokens)),
             "sd": pytest.approx(statistics.stdev(tokens)),
             "min": min(tokens),
@@ -305,7 +305,7 @@ def test_without_a_confounder_rsi_is_absent(tables):
 
 
 def test_a_category_of_one_prompt_has_values_without_intervals(tables):
-    some = {name: table.chosen([0, *range(4, 16)]) for name, table in tables.items()}
+    some = {name: table.chosen([0, *range(5, 20)]) for name, table in tables.items()}
     doc = build(some)
     assert math.isnan(doc["lengths"]["self_referent"]["sd"])
     found = doc["raw"]["models"]["base"]
@@ -321,13 +321,52 @@ def test_a_category_of_one_prompt_has_values_without_intervals(tables):
     assert np.isnan(found["contrast"]["reference_minus_focus"]["ci"]).all()
     row = doc["heads"]["what"]["base"]["raw"]["top"][0]
     assert all(math.isnan(row[name]) for name in ("d", "d_low", "d_high", "delta_low"))
-    # Five prompts, one of them the focus: no p-value below a fifth.
-    assert min(found["rfc_test"]["p"]) >= 0.2 - 1e-12
-    assert "category self_referent has one prompt: no intervals" in doc["notes"]
+    # Six prompts, one of them the focus: no p-value below a sixth.
+    assert min(found["rfc_test"]["p"]) >= 1 / 6 - 1e-12
+    assert noted_as_few(doc) == "self_referent 1"
+
+
+def noted_as_few(doc):
+    """The categories, and how many prompts, of which a note says that there are too few."""
+    found = [note for note in doc["notes"] if note.startswith("fewer than 5 prompts")]
+    if not found:
+        return None
+    (note,) = found
+    assert "no intervals" in note
+    assert "no layer is called significant" in note
+    return note.partition("(")[2].partition(")")[0]
+
+
+@pytest.mark.parametrize("per_category", [2, 3, 4, 5])
+def test_fewer_than_five_prompts_have_effects_without_intervals(per_category):
+    """Two prompts a category once had a Cohen's d of -76 with an interval from -438 to -76."""
+    tables = role_tables.random_tables(3, layers=2, heads=3, per_category=per_category, effect=3.0)
+    doc = build(tables)
+    few = per_category < 5
+    assert noted_as_few(doc) == (
+        ", ".join(f"{name} {per_category}" for name in role_tables.CATEGORIES) if few else None
+    )
+    for scale, what in itertools.product(SCALES, ("base", "instruct", "difference")):
+        layers = doc[scale]["difference"] if what == "difference" else None
+        layers = layers or doc[scale]["models"][what]
+        for metric, form in itertools.product(("rfc", "rsi"), FORMS):
+            assert not np.isnan(layers[metric][form]["value"]).any()
+            assert np.isnan(layers[metric][form]["ci"]).all() == few
+            assert not np.isnan(layers[f"{metric}_test"]["p"]).any()
+            if few:
+                assert not any(layers[f"{metric}_test"]["significant"])
+        for row in doc["heads"]["what"][what][scale]["top"]:
+            for name in ("rfc", "rsi", "d", "delta"):
+                assert not math.isnan(row[name])
+                assert math.isnan(row[f"{name}_low"]) == few
+                assert math.isnan(row[f"{name}_high"]) == few
+    for row in doc["candidates"]["rows"]:
+        assert not math.isnan(row["did_median"])
+        assert math.isnan(row["did_low"]) == math.isnan(row["did_high"]) == few
 
 
 def test_a_confounder_of_one_prompt_leaves_rfc_its_intervals(tables):
-    some = {name: table.chosen([0, 1, 2, 3, 4, *range(8, 16)]) for name, table in tables.items()}
+    some = {name: table.chosen([*range(6), *range(10, 20)]) for name, table in tables.items()}
     found = build(some)["raw"]["models"]["base"]
     assert not np.isnan(found["rfc"]["ratio_of_means"]["ci"]).any()
     assert np.isnan(found["rsi"]["ratio_of_means"]["ci"]).all()
@@ -343,7 +382,7 @@ def test_without_heads_the_rest_is_the_same(tables, doc):
 
 
 def test_notes_count_heads_that_are_there():
-    tables = four_per_category()
+    tables = five_per_category()
     for table in tables.values():
         for i in table.members("neutral"):
             table.entropy[i, 1, 0, : table.length[i]] = 0.0
@@ -354,7 +393,7 @@ def test_notes_count_heads_that_are_there():
 
 def test_queries_with_all_weight_on_the_begin_token_are_counted_and_noted(tables):
     """Four prompts' last query in one head of instruct; heads that are not there do not count."""
-    some = four_per_category()
+    some = five_per_category()
     instruct = some["instruct"]
     for i in range(4):
         instruct.entropy_no_first[i, 0, 2, instruct.length[i] - 1] = np.nan
@@ -365,7 +404,7 @@ def test_queries_with_all_weight_on_the_begin_token_are_counted_and_noted(tables
     assert found[0].startswith(f"instruct: 4 of {queries} queries")
     assert not [note for note in build(some)["notes"] if "begin token" in note]
     last = build(some, reading=Reading("last", "no-bos"))["notes"]
-    assert [note for note in last if note.startswith("instruct: 4 of 112 queries")]
+    assert [note for note in last if note.startswith("instruct: 4 of 140 queries")]
 
 
 def test_layers_keep_their_numbers(tables):
@@ -423,7 +462,7 @@ def test_prompts_without_a_query_that_counts_are_left_out_and_named():
         (lambda t: {"a": t["base"], "b": t["base"]}, "named base and instruct; these are a, b"),
         (lambda t: t | {"instruct": t["base"].chosen(range(15))}, "have different prompts"),
         (
-            lambda t: t | {"instruct": role_tables.random_tables(8, 2, 4, 4)["base"]},
+            lambda t: t | {"instruct": role_tables.random_tables(8, 2, 4, 5)["base"]},
             "have different tokens per prompt",
         ),
     ],

@@ -18,7 +18,7 @@ from role_twins import (
     exact_p,
     exact_p_same_length,
     false_discovery,
-    four_per_category,
+    five_per_category,
     mean,
     roles_of,
     same_length_difference,
@@ -31,7 +31,7 @@ from mlxroles.roles.table import Reading
 
 @pytest.fixture(scope="module")
 def tables():
-    return four_per_category()
+    return five_per_category()
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_every_head_is_a_plain_loop(tables, doc, scale, what):
     assert [row["q"] for row in found["top"]] == pytest.approx(q)
     assert found["significant_bh"] == sum(one < 0.05 for one in q)
     assert found["below_05"] == sum(one < 0.05 for one in p)
-    assert (found["n_permutations"], found["exact"]) == (70, True)
-    assert found["smallest_q"] == pytest.approx(7 * 2 / 70)
+    assert (found["n_permutations"], found["exact"]) == (252, True)
+    assert found["smallest_q"] == pytest.approx(7 * 2 / 252)
     assert found["expected"] == pytest.approx(0.05 * 7)
     order = [(row["p"], -abs(row["d"])) for row in found["top"]]
     assert order == sorted(order)
@@ -150,7 +150,7 @@ def test_equal_length_counts_heads_that_differ_alike_there():
 
 
 def test_familywise_p_of_heads_is_that_of_the_largest_standardised_difference(tables, doc):
-    """Over all 70 arrangements, as Westfall and Young have it."""
+    """Over all 252 arrangements, as Westfall and Young have it."""
     table = tables["base"]
     twin = Twin(table, Reading(), False)
     places = [(layer, head) for layer in range(2) for head in range(4)][:7]
@@ -159,17 +159,17 @@ def test_familywise_p_of_heads_is_that_of_the_largest_standardised_difference(ta
     by_place = {}
     for place, one in values.items():
         by_place[place] = []
-        for chosen in itertools.combinations(range(8), 4):
+        for chosen in itertools.combinations(range(10), 5):
             picked = [one[i] for i in chosen]
             by_place[place].append(
                 mean(picked) - mean([v for i, v in enumerate(one) if i not in chosen])
             )
     spread = {place: math.sqrt(mean([t * t for t in ts])) for place, ts in by_place.items()}
-    largest = [max(abs(by_place[place][k]) / spread[place] for place in places) for k in range(70)]
+    largest = [max(abs(by_place[place][k]) / spread[place] for place in places) for k in range(252)]
     for row in doc["heads"]["what"]["base"]["raw"]["top"]:
         place = row["layer"], row["head"]
         own = abs(by_place[place][0]) / spread[place]
-        assert row["p_max"] == pytest.approx(sum(one >= own - 1e-9 for one in largest) / 70)
+        assert row["p_max"] == pytest.approx(sum(one >= own - 1e-9 for one in largest) / 252)
 
 
 def test_interval_of_cohens_d_is_that_of_resampled_prompts(tables, doc):
@@ -199,9 +199,12 @@ def test_all_heads_are_listed_for_every_model_and_scale(tables, doc):
         n_permutations=PERMUTATIONS,
     )
     assert rows == results.rows()
-    for what, scale in itertools.product(("base", "instruct", "difference"), SCALES):
+    names = {"base": "base", "instruct": "instruct", "difference": "instruct - base"}
+    assert {row["what"] for row in rows} == set(names.values())
+    for (key, what), scale in itertools.product(names.items(), SCALES):
         listed = [row for row in rows if (row["what"], row["scale"]) == (what, scale)]
-        top = doc["heads"]["what"][what][scale]["top"]
+        assert len(listed) == 7
+        top = doc["heads"]["what"][key][scale]["top"]
         for row in top:
             assert {"what": what, "scale": scale, **row} in listed
 

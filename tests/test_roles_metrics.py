@@ -158,6 +158,30 @@ def test_contrast_of_categories(categories, text, expected):
 
 
 @pytest.mark.parametrize(
+    ("categories", "text", "expected"),
+    [
+        (("a/b", "c"), "a/b/c", Contrast("a/b", "c")),
+        (("c", "a/b"), "c / a/b", Contrast("c", "a/b")),
+        (("a/b", "c/d", "e/f/g"), "a/b/c/d/e/f/g", Contrast("a/b", "c/d", "e/f/g")),
+        (("a", "b", "c", "b/c/d"), "a/b/c", Contrast("a", "b", "c")),
+        (("a", "a/a"), "a/a/a", None),
+        (("a", "b", "c", "a/b"), "a/b/c", None),
+    ],
+)
+def test_names_with_slashes_are_read_where_there_is_one_way(categories, text, expected):
+    if expected is None:
+        with pytest.raises(SpecError, match="can be read as '.*' or '.*'; rename a category"):
+            contrast_of(categories, text)
+    else:
+        assert contrast_of(categories, text) == (expected, ())
+
+
+def test_a_part_of_a_name_with_a_slash_is_no_category():
+    with pytest.raises(SpecError, match="no prompt has the category 'a'; there are a/b, c"):
+        contrast_of(("a/b", "c"), "a/c")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("x", "the contrast 'x' is not FOCUS/REFERENCE or FOCUS/REFERENCE/CONFOUNDER"),

@@ -16,7 +16,7 @@ from role_twins import (
     exact_p,
     exact_p_same_length,
     false_discovery,
-    four_per_category,
+    five_per_category,
     mean,
     roles_of,
     same_length_difference,
@@ -29,7 +29,7 @@ from mlxroles.roles.table import Reading
 
 @pytest.fixture(scope="module")
 def tables():
-    return four_per_category()
+    return five_per_category()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_tests_of_layers_enumerate_all_arrangements(tables, doc, scale):
                 at_length = found[test]["diff_same_length"][layer]
                 expected = same_length_difference(*groups)
                 assert at_length == pytest.approx(expected, nan_ok=True)
-            assert (found[test]["n_permutations"], found[test]["exact"]) == (70, True)
+            assert (found[test]["n_permutations"], found[test]["exact"]) == (252, True)
             assert found[test]["p"] == pytest.approx(p), (name, test)
             assert found[test]["q"] == pytest.approx(false_discovery(p))
             assert found[test]["p_same_length"] == pytest.approx(matched, nan_ok=True)

@@ -14,7 +14,7 @@ from mlxroles.roles.influence import decides, without_one
 from mlxroles.roles.metrics import METRICS
 from mlxroles.roles.sampling import ALPHA
 from mlxroles.stats import Correlation, correlation
-from mlxroles.text import format_number, safe_text
+from mlxroles.text import safe_text
 
 _BOUNDS = (("_diff_ci_low", "_diff_ci_high"), ("_diff_low", "_diff_high"))
 """Columns of the study's comparison and of :func:`mlxroles.roles.compare.rows`."""
@@ -23,6 +23,8 @@ Numbers = NDArray[np.float64]
 
 _INTERVAL = "95 %, Fisher's z with n_eff, the effective number of layers, in place of their number"
 _IDENTICAL = "the same numbers twice: a correlation of these says nothing"
+_TREND = 4
+"""Layers that a quadratic trend and the correlation of what it leaves take up."""
 _SAME = 1e-9
 """Profiles whose values differ by a smaller share are the same numbers."""
 
@@ -198,40 +200,34 @@ def _verdict(found: Correlation, layer: int | None, without: float) -> str:
         return "no correlation can be computed: too few layers, or no variation"
     if not found.pearson_p < ALPHA:
         return "no correlation shown"
+    has_detrended = found.n > _TREND
+    has_shifts = 1 / found.n < ALPHA
     doubts = []
     if layer is not None and decides(found.pearson_r, without):
         doubts.append(f"it rests on layer {layer}")
     if not found.n_eff_p < ALPHA:
         doubts.append("neighbouring layers are alike, which leaves too few independent ones")
-    if found.detrended_p >= ALPHA:
+    if has_detrended and not found.detrended_p < ALPHA:
         doubts.append("a trend over depth that both share explains it")
-    # The n shifts include none at all, so no p can be below 1 / n.
-    has_shifts = 1 / found.n < ALPHA
     if has_shifts and not found.shift_p < ALPHA:
         as_much = round(found.shift_p * found.n) - 1
         doubts.append(
             f"{as_much} of {found.n - 1} shifts of the profiles against each other correlate as "
             "much"
         )
-    untested = _untested(found, has_shifts=has_shifts)
-    if doubts:
-        return f"nominally correlated, but {'; '.join([*doubts, *untested])}"
-    beyond = "" if math.isnan(found.detrended_p) else ", beyond a trend over depth that both share"
-    return "; ".join([f"correlated layer by layer{beyond}", *untested])
-
-
-def _untested(found: Correlation, *, has_shifts: bool) -> list[str]:
-    """What so few layers do not allow to be tested."""
     untested = []
-    if math.isnan(found.detrended_p):
-        untested.append("no test without a trend over depth, which fits so few layers")
+    if not has_detrended:
+        untested.append(f"a trend over depth takes up all of {found.n} layers: no test without it")
     if not has_shifts:
-        smallest = format_number(1 / found.n, ".3f")
+        smallest = f"{1 / found.n:.3f}".lstrip("0")
         untested.append(
             f"{found.n} layers allow only {found.n} shifts (smallest p {smallest}): no test by "
             "shifts"
         )
-    return untested
+    if doubts:
+        return f"nominally correlated, but {'; '.join([*doubts, *untested])}"
+    beyond = ", beyond a trend over depth that both share" if has_detrended else ""
+    return "; ".join([f"correlated layer by layer{beyond}", *untested])
 
 
 def _layer(row: Mapping[str, Any]) -> int:

@@ -119,15 +119,21 @@ def _lengths(found: list[Finding]) -> list[str]:
     for metric in METRICS:
         own = [each for each in found if each.metric == metric]
         points += _against_null([each for each in own if not each.is_difference])
-        for each in own:
-            for scale, track in (("raw", each.raw), ("length-normalised", each.normalised)):
-                if track.reversed:
-                    verb = "reverses" if len(track.reversed) == 1 else "reverse"
-                    points.append(
-                        f"{_label(each)}, {scale}: {listed(track.reversed)} {verb} among prompts "
-                        "of equal length."
-                    )
+        points += [point for each in own for point in _reversals(each)]
     return points
+
+
+def _reversals(found: Finding) -> list[str]:
+    """The layers that reverse among prompts of equal length, once where both scales agree."""
+    by_layers: dict[frozenset[int], list[str]] = {}
+    for scale, track in (("raw", found.raw), ("length-normalised", found.normalised)):
+        if track.reversed:
+            by_layers.setdefault(track.reversed, []).append(scale)
+    return [
+        f"{_label(found)}, {' and '.join(scales)}: {listed(layers)} "
+        f"reverse{'s' * (len(layers) == 1)} among prompts of equal length."
+        for layers, scales in by_layers.items()
+    ]
 
 
 def _against_null(found: list[Finding]) -> list[str]:
@@ -153,7 +159,7 @@ def _share(found: Finding) -> str:
         opposed = found.null * found.raw.mean < 0
         return f"opposite in sign to {mean}" if opposed else f"beside {mean}"
     if found.null_share >= 1:
-        return f"no less than {mean}"
+        return f"at least as far from 0 as {mean}"
     return f"{100 * found.null_share:.0f} % of {mean}"
 
 
