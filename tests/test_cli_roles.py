@@ -107,6 +107,7 @@ def test_a_dry_run_shows_batches_and_loads_nothing(call, tmp_path):
     status, out, _ = call("entropy", "--family", "tiny", "--dry-run")
     assert status == 0
     assert "240 in" in out
+    assert "self_referent: 30 prompts of 5 to 17, mean 10.33" in out
     assert not (tmp_path / "results").exists()
 
 

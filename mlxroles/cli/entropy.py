@@ -1,6 +1,6 @@
 """`mlxroles entropy`: how attention spreads on prompts of different roles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +11,7 @@ from mlxroles.cli.output import note, print_json
 from mlxroles.cli.readings import chosen_analysis, reading_options
 from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
 from mlxroles.pairs import Pair
-from mlxroles.text import format_bytes
+from mlxroles.text import format_bytes, safe_text
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -162,7 +162,21 @@ def show_plan(plan: dict[str, Any]) -> None:
     click.echo(
         f"runs          {plan['cells']} in {plan['batches']} batches, {plan['tokens']} tokens"
     )
+    for category, lengths in _lengths(plan["prompts"]).items():
+        mean = sum(lengths) / len(lengths)
+        click.echo(
+            f"tokens        {safe_text(category)}: {len(lengths)} prompts of {min(lengths)} to "
+            f"{max(lengths)}, mean {mean:.2f}"
+        )
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
     for text in plan["notes"]:
         note(text)
+
+
+def _lengths(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Tokens of each prompt by category: they differ by tokenizer, and entropy grows with them."""
+    found: dict[str, list[int]] = {}
+    for prompt in prompts:
+        found.setdefault(prompt["category"], []).append(prompt["n_tokens"])
+    return found
