@@ -76,3 +76,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared (reference data and real models) is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command in this process: status, standard output, standard error."""
+    from mlxroles import cli
+
+    def run(*args):
+        status = cli.run([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    return run

@@ -45,19 +45,6 @@ def few_figures(request, monkeypatch):
         monkeypatch.setattr(patch_sweep, "svg", lambda doc, path, *, title: None)
 
 
-@pytest.fixture
-def call(capsys):
-    """Runs a command in this process: status, standard output, standard error."""
-
-    def run(*args):
-        status = cli.run([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    return run
-
-
 def pair(models, base=None, instruct=None):
     sides = (base or models / "stories260K", instruct or models / "stories260K-chat")
     return ["--base", sides[0], "--instruct", sides[1]]

@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.measure import Measurement
 from role_docs import built, candidate, candidates, role_doc, set_track
 
-from mlxroles.dashboard import candidates_table, comparison_table, correlation_table, roles_table
+from mlxroles.dashboard import (
+    candidates_table,
+    comparison_table,
+    correlation_table,
+    paragraphs,
+    roles_table,
+)
 from mlxroles.dashboard.adapt import Screen, grid_table
 from mlxroles.dashboard.sparks import sparks
 from mlxroles.report import sentence
@@ -206,7 +212,7 @@ def test_the_comparison_holds_every_layer_and_the_null():
     row = rows[2]
     want = f"{row['rfc_diff']:+.3f} [{row['rfc_diff_low']:+.3f}, {row['rfc_diff_high']:+.3f}]"
     assert f"    2  {row['rfc_base']:+.3f}    {row['rfc_instruct']:+.3f}  {want}" in text
-    assert "RSI" in printed(comparison_table(rows), 160).splitlines()[0]
+    assert "RSI" in printed(comparison_table(rows), 200).splitlines()[0]
 
 
 def test_the_comparison_of_the_original_study_is_shown_without_tests(shared):
@@ -269,3 +275,35 @@ def test_cells_that_do_not_fit_are_cut_with_what_the_terminal_has():
     grid = Grid("t", ["a"], [["long text" * 9]])
     assert "…" in printed(grid_table(grid, Screen(20, is_ascii=False)), 20)
     assert printed_ascii(grid_table(grid, Screen(20, is_ascii=True)), 20)
+
+
+def test_paragraphs_break_between_words_and_are_inert():
+    text = "several ordinary words " * 9
+    lines = printed(paragraphs([text, "[b]x\x1b[2J"]), 40).splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert set(" ".join(lines[:-1]).split()) == {"several", "ordinary", "words"}
+    assert lines[-1] == "[b]x\\x1b[2J"
+    assert "\\u2212" not in printed_ascii(paragraphs(["instruct − base"]))
+
+
+def test_a_wide_terminal_shows_the_tests_of_each_model():
+    rows = compare.rows(built(seed=3))
+    wide, narrow = (printed(comparison_table(rows), width) for width in (100, 80))
+    head = next(line for line in wide.splitlines() if "layer" in line).split()
+    assert head.count("q") == 4
+    assert f"{rows[0]['rfc_base']:+.3f}  {rows[0]['rfc_base_q']:.3f}" in wide
+    assert max(map(len, wide.splitlines())) <= 100
+    assert "…" not in wide + narrow
+
+
+def test_the_interval_of_a_correlation_stands_beside_the_effective_number_of_layers():
+    lines = printed(correlation_table(families("llama", "mistral"))).splitlines()
+    assert [("[" in line) for line in lines if "effective layers" in line] == [True]
+    assert [("[" in line) for line in lines if "as if independent" in line] == [False]
+
+
+def test_too_few_prompts_show_neither_heads_nor_candidates():
+    text = printed(roles_table(role_doc(n=3, candidates=candidates())))
+    assert "Too few prompts for any conclusion" in text
+    assert "Cohen" not in text
+    assert "Candidates" not in text

@@ -23,7 +23,7 @@ from mlxroles.plots.canvas import style
 from mlxroles.plots.lines import Mark, Series
 from mlxroles.plots.roles import drawn
 from mlxroles.plots.roles.families import families, family_pairs
-from mlxroles.plots.roles.looks import category_looks
+from mlxroles.plots.roles.looks import category_looks, model_look
 from mlxroles.plots.roles.subject import Subject
 from mlxroles.roles.correlate import Profile, correlate
 from mlxroles.roles.document import build, contrast_of
@@ -130,6 +130,7 @@ def test_the_entropies_are_those_of_a_plain_loop_with_bands_and_the_uniform_leve
     table = tables["instruct"]
     axes = panels(figures["entropy_instruct"])[0]
     assert axes.get_ylabel() == "entropy (nats)"
+    expected = {}
     for name in CATEGORIES:
         rows, uniform = [], []
         for i, category in enumerate(table.category):
@@ -140,17 +141,32 @@ def test_the_entropies_are_those_of_a_plain_loop_with_bands_and_the_uniform_leve
         curve = line(axes, name)
         np.testing.assert_allclose(curve.get_ydata(), np.mean(rows, axis=0), rtol=1e-5)
         color = category_looks(CATEGORIES)[name].color
-        levels = [
-            each.get_ydata()[0]
-            for each in axes.lines
-            if each.get_color() == color and len(set(each.get_ydata())) == 1
-        ]
-        assert levels == [pytest.approx(np.mean(uniform))]
+        expected[name] = np.mean(uniform)
         faces = {tuple(each.get_facecolor()[0]): each for each in axes.collections}
         band = faces[to_rgba(color, 0.16)]
         box = band.get_datalim(axes.transData)
         assert box.width == 4
         assert box.height > 0.02
+    ends = min(expected.values()), max(expected.values())
+    assert (
+        axes.get_title("right") == f"uniform attention: {ends[0]:.2f} to {ends[1]:.2f}, not shown"
+    )
+
+
+def test_a_uniform_level_near_the_entropies_is_drawn_and_a_far_one_only_told(doc):
+    altered = json.loads(json.dumps(doc))
+    altered["null"]["raw"]["category"] = dict.fromkeys(CATEGORIES, 1.0)
+    names = altered["raw"]["models"]["instruct"]["category"].values()
+    for at, found in enumerate(names):
+        found["value"] = [0.6 + 0.1 * layer + 0.02 * at for layer in range(5)]
+        found["ci"] = [[value - 0.05, value + 0.05] for value in found["value"]]
+    axes = panels(dict(drawn(altered, {}))["entropy_instruct"])[0]
+    assert axes.get_title("right") == ""
+    assert sum(set(each.get_ydata()) == {1.0} for each in axes.lines) == len(CATEGORIES)
+    altered["null"]["raw"]["category"] = dict.fromkeys(CATEGORIES, 2.0)
+    axes = panels(dict(drawn(altered, {}))["entropy_instruct"])[0]
+    assert axes.get_title("right") == "uniform attention: 2.00, not shown"
+    assert axes.get_ylim()[1] < 1.5
 
 
 def test_the_maps_of_heads_show_differences_of_normalised_entropy(figures, doc, tables):
@@ -236,10 +252,11 @@ def test_the_contrasts_and_metrics_are_the_documents_rows(figures, doc):
     found = doc["raw"]["models"]["instruct"]
     axes = panels(figures["contrasts_instruct"])[0]
     for name, key in (
-        ("neutral − self_referent", "reference_minus_focus"),
-        ("confounder − self_referent", "confounder_minus_focus"),
+        ("self_referent − neutral", "reference_minus_focus"),
+        ("self_referent − confounder", "confounder_minus_focus"),
     ):
-        assert list(line(axes, name).get_ydata()) == found["contrast"][key]["value"]
+        turned = [-value for value in found["contrast"][key]["value"]]
+        assert list(line(axes, name).get_ydata()) == turned
     for scale, axes in zip(("raw", "normalised"), panels(figures["roles_instruct"]), strict=True):
         values = doc[scale]["models"]["instruct"]["rfc"]["ratio_of_means"]["value"]
         assert values in [list(each.get_ydata()) for each in axes.lines]
@@ -281,8 +298,13 @@ def test_the_comparison_shows_both_models_and_the_null(figures, doc):
             found = axes[2 * row + column]
             for model in ("base", "instruct"):
                 values = doc[scale]["models"][model][metric]["ratio_of_means"]["value"]
-                assert list(line(found, model).get_ydata()) == values
-            levels = [each.get_ydata()[0] for each in found.lines]
+                color = model_look(model).color
+                own = [list(each.get_ydata()) for each in found.lines if each.get_color() == color]
+                assert values in own
+                flags = doc[scale]["models"][model][f"{metric}_test"]["significant"]
+                faces = {at: face for at, (face, _) in marked(found, values).items()}
+                assert [faces[at] != "white" for at in sorted(faces)] == flags
+            levels = [each.get_ydata()[0] for each in found.lines if len(each.get_ydata())]
             assert doc["null"][scale][metric] in levels
 
 

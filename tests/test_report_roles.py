@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import textwrap
 from html.parser import HTMLParser
 
 import patch_docs
@@ -11,7 +12,7 @@ from role_docs import LAYERS, built, candidates, role_doc, set_track
 
 from mlxroles.errors import StoreError
 from mlxroles.report import html, markdown, sentence
-from mlxroles.report.roles import captions, rows, sorting, tracks
+from mlxroles.report.roles import box, captions, rows, sorting, tracks
 from mlxroles.report.roles.findings import exchange, findings, forms, smallest_p
 from mlxroles.report.roles.reading import reading
 from mlxroles.report.roles.tracks import track
@@ -84,12 +85,73 @@ def test_how_far_a_result_carries(raw, normalised, same, standing):
 
 def test_nothing_is_said_to_be_nothing():
     assert sentence(role_doc()) == (
-        "In base and instruct, no difference in attention entropy between self_referent and "
-        "neutral prompts (RFC) survives correction in any of 4 layers. From base to instruct no "
-        "change of RFC or RSI survives correction in any of 4 layers. Of 16 heads none differs "
-        "after correction. Prompts: 12 self_referent, 12 neutral, 12 confounder; correction: "
-        "Benjamini-Hochberg over layers or heads."
+        "No sign of a separate kind: in no layer of base or instruct does attention entropy on "
+        "self_referent prompts differ significantly from neutral (RFC) or confounder (RSI). From "
+        "base to instruct no significant change of RFC or RSI. Of 16 heads, self_referent against "
+        "neutral, length-normalised, none differs after correction. Prompts: 12 self_referent, 12 "
+        "neutral, 12 confounder; length-normalised unless said otherwise; 12 families of tests (6 "
+        "questions × 2 scales), each corrected on its own."
     )
+
+
+def test_a_separate_kind_differs_from_both_others_in_one_layer_and_direction():
+    doc = role_doc()
+    set_track(doc, BOTH, "base", "rfc", [0.05, 0.06, 0, 0], q=0.01, same=0.01)
+    assert sentence(doc).startswith(
+        "No sign of a separate kind: in layers 0 and 1 of base self_referent differs from neutral "
+        "(most in layer 1: RFC +0.060 [+0.050, +0.070]; all also at equal lengths) but not "
+        "significantly from confounder (RSI +0.000 [-0.010, +0.010]); in instruct from neither."
+    )
+    set_track(doc, BOTH, "base", "rsi", [0, -0.06, 0.04, 0], q=0.01, same=0.01)
+    assert sentence(doc).startswith(
+        "No sign of a separate kind: in layers 0 and 1 of base self_referent differs from neutral "
+        "(most in layer 1: RFC +0.060 [+0.050, +0.070]), in layers 1 and 2 from confounder, in "
+        "none from both in one direction; in instruct from neither."
+    )
+    set_track(doc, BOTH, "base", "rsi", [0, 0.03, 0, 0], q=0.01)
+    assert sentence(doc).startswith("Unconfirmed sign of a separate kind: in layer 1 of base")
+    set_track(doc, BOTH, "base", "rsi", [0, 0.03, 0, 0], q=0.01, same=0.01)
+    assert sentence(doc).startswith(
+        "Sign of a separate kind: in layer 1 of base entropy is lower on self_referent than on "
+        "both neutral and confounder (RFC +0.060, RSI +0.030), also at equal lengths; in instruct "
+        "from neither. In base RFC is above 0 in 2 of 4 layers"
+    )
+
+
+def test_rsi_alone_of_one_model_is_in_the_verdict():
+    doc = set_track(role_doc(), BOTH, "base", "rsi", [-0.05, 0, 0, 0], q=0.01)
+    assert (
+        "in layer 0 of base self_referent differs from confounder (RSI -0.050 [-0.060, -0.040]; "
+        "not confirmed at equal lengths) but not significantly from neutral (RFC +0.000"
+        in sentence(doc)
+    )
+
+
+def test_two_categories_cannot_show_a_separate_kind():
+    doc = role_doc(models=("model",))
+    doc["contrast"]["confounder"] = None
+    for scale in BOTH:
+        del doc[scale]["models"]["model"]["rsi"], doc[scale]["models"]["model"]["rsi_test"]
+    assert "two categories cannot show a separate kind" in sentence(doc)
+    assert "2 families of tests (1 question × 2 scales)" in sentence(doc)
+
+
+def test_models_alike_are_told_together():
+    doc = role_doc()
+    for who, value in (("base", -0.05), ("instruct", -0.06)):
+        set_track(doc, BOTH, who, "rfc", [value, 0, 0, 0], q=0.01, same=0.01)
+    assert sentence(doc).startswith(
+        "No sign of a separate kind: in layer 0 of base and instruct self_referent differs from "
+        "neutral (RFC -0.050 and -0.060; also at equal lengths) but"
+    )
+
+
+def test_the_box_is_short_whatever_is_found():
+    doc = built(seed=2, effect=0.8)
+    lines = [line for text in box.said(doc) for line in textwrap.wrap(text, 100)]
+    assert len(lines) <= 12
+    assert len(textwrap.wrap(box.said(doc)[0], 100)) <= 3
+    assert len([x for text in box.said(role_doc()) for x in textwrap.wrap(text, 100)]) <= 8
 
 
 def test_a_result_that_holds_is_said_with_its_numbers():
@@ -98,11 +160,11 @@ def test_a_result_that_holds_is_said_with_its_numbers():
         doc, BOTH, "difference", "rfc", [0.05, 0.02, -0.07, 0.0], q=0.01, same=[0.01, 1, 1, 1]
     )
     assert (
-        "From base to instruct RFC rises in 2 and falls in 1 of 4 layers, length-normalised (most "
-        "in layer 2: RFC -0.070 [-0.080, -0.060]); 1 of these holds among prompts of equal length. "
-        "Of 16" in sentence(doc)
+        "From base to instruct RFC rises in 2 and falls in 1 of 4 layers (most in layer 2: -0.070 "
+        "[-0.080, -0.060]), 1 also at equal lengths; no significant change of RSI. Of 16"
+        in sentence(doc)
     )
-    assert sentence(doc).endswith("brackets: 95 % bootstrap intervals.")
+    assert sentence(doc).endswith("brackets: 95 % intervals.")
 
 
 def test_one_layer_is_told_as_one():
@@ -110,9 +172,8 @@ def test_one_layer_is_told_as_one():
         role_doc(), ["normalised"], "base", "rfc", [0, 0, -0.05, 0], q=[1, 1, 0.01, 1], same=0.01
     )
     assert (
-        "In base, attention entropy is higher on self_referent than on neutral prompts in 1 of 4 "
-        "layers, length-normalised (layer 2: RFC -0.050 [-0.060, -0.040]), in none on the raw "
-        "scale; this holds among prompts of equal length." in sentence(doc)
+        "in layer 2 of base self_referent differs from neutral (RFC -0.050 [-0.060, -0.040]; also "
+        "at equal lengths, not on the raw scale) but" in sentence(doc)
     )
 
 
@@ -121,51 +182,73 @@ def test_layers_that_reverse_among_prompts_of_equal_length_are_named_everywhere(
     turned = [True, False, True, False]
     set_track(doc, BOTH, "difference", "rfc", [0.05] * 4, q=0.01, same=0.01, turned=turned)
     assert (
-        "2 of these hold among prompts of equal length, and 2 reverse among prompts of equal "
-        "length (layers 0 and 2)" in sentence(doc)
+        "RFC rises in 4 of 4 layers (most in layer 0: +0.050 [+0.040, +0.060]), 2 also at equal "
+        "lengths (layers 0 and 2 reversed)" in sentence(doc)
     )
     assert (
         "RFC, instruct − base, raw and length-normalised: layers 0 and 2 reverse among prompts of "
         "equal length." in read(doc)
     )
     grid = rows.layer_grid(doc, "rfc", "normalised")
-    assert grid.head[-1] == "among prompts of equal length"
-    assert [row[-1] for row in grid.rows] == ["reverses", "holds", "reverses", "holds"]
-    assert [row[3].split()[-1] for row in grid.rows] == ["*‡", "*†", "*‡", "*†"]
+    at = grid.head.index("instruct − base")
+    assert [row[at].split()[-1] for row in grid.rows] == ["*‡", "*†", "*‡", "*†"]
     glance = rows.glance_grid(doc)
-    assert dict(zip(glance.head, glance.rows[4], strict=True))["reverses at equal lengths"] == (
-        "2 / 0"
+    assert (
+        dict(zip(glance.head, glance.rows[4], strict=True))["reverses at equal lengths, normalised"]
+        == "2 / 0"
     )
-    assert "reverses at equal lengths" not in rows.glance_grid(role_doc()).head
+    assert "reverses at equal lengths, normalised" not in rows.glance_grid(role_doc()).head
     one = [True, False, False, False]
     set_track(doc, BOTH, "difference", "rfc", [0.05, 0, 0, 0], q=0.01, turned=one)
-    assert "; this reverses among prompts of equal length." in sentence(doc)
+    assert ", reversed at equal lengths;" in sentence(doc)
     set_track(doc, ["normalised"], "difference", "rfc", [0.0] * 4)
-    assert "may be all there is to it; this reverses among prompts of" in sentence(doc)
+    assert "may be all there is to it, layer 0 reversed at equal lengths" in sentence(doc)
 
 
-def test_what_only_the_raw_scale_shows_is_put_down_to_length():
+def test_what_only_the_raw_scale_shows_is_put_down_to_length_where_it_shrinks():
     doc = set_track(role_doc(), ["raw"], "base", "rfc", [0.05] * 4, q=0.01)
     assert (
-        "In base, attention entropy is lower on self_referent than on neutral prompts in 4 of 4 "
-        "layers on the raw scale, but in none once entropies are length-normalised: prompt length "
-        "may be all there is to it." in sentence(doc)
+        "In base RFC is on the raw scale alone above 0 in 4 of 4 layers (most in layer 0: +0.050): "
+        "prompt length may be all there is to them." in sentence(doc)
+    )
+    assert "(RSI), once length-normalised." in sentence(doc)
+
+
+def test_what_keeps_its_size_without_being_significant_is_not_put_down_to_length():
+    doc = set_track(role_doc(), ["raw"], "base", "rfc", [0, 0.05, 0, 0], q=0.01)
+    for value, said in ((0.05, "as large"), (0.03, "60 % as large")):
+        set_track(doc, ["normalised"], "base", "rfc", [0, value, 0, 0], q=0.053)
+        assert (
+            "on the raw scale alone above 0 in layer 1 (+0.050), not significant after "
+            f"normalising (q 0.053), though {said}." in sentence(doc)
+        )
+    for value in (0.02, 0.005, -0.05):
+        set_track(doc, ["normalised"], "base", "rfc", [0, value, 0, 0], q=0.053)
+        assert "(+0.050): prompt length may be all there is to it." in sentence(doc)
+
+
+def test_a_layer_of_the_raw_scale_alone_is_said_beside_those_of_both():
+    doc = set_track(role_doc(), ["raw"], "difference", "rsi", [-0.04, 0, 0, 0.05], q=0.01)
+    set_track(doc, ["normalised"], "difference", "rsi", [-0.04, 0, 0, 0.05], q=[0.01, 1, 1, 0.1])
+    assert (
+        "RSI falls in layer 0 (-0.040 [-0.050, -0.030]), not confirmed at equal lengths; on the "
+        "raw scale alone rises in layer 3 (+0.050), not significant after normalising (q 0.100), "
+        "though as large; no significant change of RFC." in sentence(doc)
     )
 
 
 def test_what_prompts_of_equal_length_do_not_confirm_is_said():
     doc = set_track(role_doc(), BOTH, "base", "rfc", [-0.05] * 4, q=0.01)
     text = sentence(doc)
-    assert "higher on self_referent than on neutral prompts in 4 of 4 layers" in text
-    assert "none of these hold among prompts of equal length" in text
+    assert "; none confirmed at equal lengths) but not" in text
     doc = set_track(doc, BOTH, "base", "rfc", [-0.05] * 4, q=0.01, same=float("nan"))
-    assert "no prompts of equal length allow a check" in sentence(doc)
+    assert "untested at equal lengths" in sentence(doc)
 
 
 def test_scales_that_disagree_in_sign_are_named():
     doc = set_track(role_doc(), ["raw"], "base", "rfc", [0.05] * 4, q=0.01)
     set_track(doc, ["normalised"], "base", "rfc", [-0.05] * 4, q=0.01)
-    assert "so the sign depends on the scale" in sentence(doc)
+    assert "the scales have opposite signs in layers 0, 1, 2 and 3." in sentence(doc)
     assert "significant on both scales, with opposite signs" in read(doc)
 
 
@@ -175,9 +258,10 @@ def test_too_few_prompts_for_any_p_are_said_from_what_was_permuted():
     for metric in ("rfc", "rsi"):
         doc["raw"]["models"]["base"][f"{metric}_test"] |= {"n_permutations": 20, "exact": True}
     assert smallest_p(doc, "rfc") == pytest.approx(2 / 20)
-    assert sentence(doc).endswith("With so few prompts no test can reach p < .05.")
-    assert "that nothing is significant for RFC says nothing" in read(doc)
-    assert "With so few" not in read(role_doc())
+    assert sentence(doc).startswith("Too few prompts for any conclusion (3 self_referent, 3 neu")
+    sections = [section.heading for section in reading(doc)]
+    assert sections == ["What was asked", "What the data do not show"]
+    assert "Too few" not in sentence(role_doc(n=5))
     doc["lengths"]["neutral"]["n"] = 4
     assert smallest_p(doc, "rfc") == pytest.approx(1 / 20)
 
@@ -185,17 +269,17 @@ def test_too_few_prompts_for_any_p_are_said_from_what_was_permuted():
 def test_one_model_is_not_called_model():
     doc = role_doc(models=("model",))
     assert sentence(doc).startswith(
-        "No difference in attention entropy between self_referent and neutral or confounder "
-        "prompts (RFC, RSI) survives correction in any of 4 layers. Of 16 heads"
+        "No sign of a separate kind: in no layer does attention entropy on self_referent prompts "
+        "differ significantly from neutral (RFC) or confounder (RSI). Of 16 heads"
     )
     set_track(doc, BOTH, "model", "rsi", [0.05] * 4, q=0.01, same=0.01)
     assert (
-        "Attention entropy is lower on self_referent than on confounder prompts in 4 of 4 layers"
+        "in layers 0, 1, 2 and 3 self_referent differs from confounder (most in layer 0: RSI"
         in sentence(doc)
     )
     assert "In model" not in sentence(doc)
     assert "4 heads each in the model, 48 prompts" in read(doc)
-    assert rows.glance_grid(doc).rows[0][-1] == "the model"
+    assert rows.glance_grid(doc).rows[0][0] == "the model"
     assert captions.caption("entropy_model").startswith("Mean attention entropy")
     assert sentence(role_doc(contrast=None)).startswith("Entropies were measured, but no two")
 
@@ -224,10 +308,10 @@ def test_what_lengths_alone_give_is_held_against_the_mean():
 def test_chance_stands_beside_what_is_uncorrected():
     doc = set_track(role_doc(), BOTH, "base", "rfc", [0.0, 0.0, 0.0, 0.0], q=[0.03, 1, 1, 1])
     row = dict(zip(rows.glance_grid(doc).head, rows.glance_grid(doc).rows[0], strict=True))
-    assert (row["p < .05, uncorrected"], row["by chance"]) == ("1", "0.2")
+    assert (row["p < .05, uncorrected, normalised"], row["of these by chance"]) == ("1", "0.20")
     heads = rows.head_counts_grid(doc)
-    assert heads.rows[0] == ["16", "1", "0.8", "0", "0", "0", "base"]
-    assert [row[-1] for row in heads.rows] == ["base", "instruct", "instruct − base"]
+    assert heads.rows[0] == ["base", "16", "1", "0.80", "0", "0", "0"]
+    assert [row[0] for row in heads.rows] == ["base", "instruct", "instruct − base"]
 
 
 def test_forms_that_disagree_are_named_and_forms_that_agree_are_not():
@@ -261,7 +345,7 @@ def test_candidates_stand_against_their_null_in_text_and_table():
         "chance: the largest z of those listed is 2.75, and in 95 % of shuffles the largest of all "
         "heads stays below 3.50." in read(doc)
     )
-    assert "2 of 16 heads are beyond what the best of all heads reaches by chance" in read(
+    assert "2 of 16 heads have scores beyond what the best of all heads reaches by chance" in read(
         role_doc(candidates=candidates(2))
     )
     grid = rows.candidate_grid(doc)
@@ -309,7 +393,8 @@ def test_few_partners_of_equal_length_are_said():
 def test_made_up_attention_without_an_effect_is_read_as_nothing():
     doc = built(seed=1)
     text = sentence(doc)
-    assert text.count("survives correction in any of 4 layers") == 2
+    assert text.startswith("No sign of a separate kind: in no layer of base or instruct does")
+    assert "From base to instruct no significant change of RFC or RSI." in text
     assert "none differs" in text
 
 
@@ -318,15 +403,15 @@ def test_a_planted_effect_is_read_as_one():
     assert found(doc).standing == "holds"
     assert found(doc, "base").standing == "nothing"
     assert (
-        "In instruct, attention entropy is lower on self_referent than on neutral prompts in 4 of 4"
-        in sentence(doc)
+        "Sign of a separate kind: in layers 0, 1, 2 and 3 of instruct entropy is lower on "
+        "self_referent than on both neutral and confounder" in sentence(doc)
     )
     assert "From base to instruct RFC rises in 4 of 4 layers" in sentence(doc)
 
 
 def test_a_document_with_one_prompt_per_category_claims_nothing():
     doc = built(per_category=1)
-    assert "survives correction in any of 4 layers" in sentence(doc)
+    assert sentence(doc).startswith("Too few prompts for any conclusion (1 self_referent")
     html(doc, {})
 
 
@@ -341,40 +426,42 @@ def test_the_table_of_layers_holds_value_interval_and_marks():
     assert grid.head == [
         "layer",
         "base",
-        "instruct",
-        "instruct − base",
-        "p",
         "q",
-        "q, equal lengths",
-        "among prompts of equal length",
+        "q =len",
+        "instruct",
+        "q",
+        "q =len",
+        "instruct − base",
+        "q",
+        "q =len",
     ]
     assert grid.title.endswith("(uniform attention on these lengths: -0.044)")
-    assert grid.rows[0][3] == "+0.050 [+0.040, +0.060] *"
-    assert grid.rows[0][4:] == ["0.010", "0.010", "1.000", "not confirmed"]
-    assert grid.rows[1][3] == "+0.000 [-0.010, +0.010]"
-    assert (grid.rows[3][3][-2:], grid.rows[3][-1]) == ("*†", "holds")
+    assert grid.rows[0][7:] == ["+0.050 [+0.040, +0.060] *", "0.010", "1.000"]
+    assert grid.rows[1][7] == "+0.000 [-0.010, +0.010]"
+    assert grid.rows[3][7:] == ["+0.050 [+0.040, +0.060] *†", "0.010", "0.010"]
+    assert grid.rows[0][1:4] == ["+0.000 [-0.010, +0.010]", "1.000", "1.000"]
 
 
 def test_every_question_has_one_row_at_a_glance():
     doc = set_track(role_doc(), BOTH, "difference", "rsi", [0.05, -0.05, 0, 0], q=0.01)
     grid = rows.glance_grid(doc)
-    assert [(row[0], row[-1]) for row in grid.rows] == [
+    assert [(row[1], row[0]) for row in grid.rows] == [
         (metric, who)
         for who in ("base", "instruct", "instruct − base")
         for metric in ("RFC", "RSI")
     ]
-    assert grid.rows[0][2] == "-0.044"
+    assert grid.rows[0][3] == "-0.044"
     assert grid.rows[5] == [
+        "instruct − base",
         "RSI",
         "+0.000",
         "–",
         "+0.000",
         "4",
-        "0.2",
+        "0.20",
         "1 / 1",
         "1 / 1",
         "0 / 0",
-        "instruct − base",
     ]
 
 
@@ -390,7 +477,7 @@ def test_all_heads_of_every_model_are_listed_with_the_smallest_p():
 def test_the_markdown_summary_holds_sentence_reading_and_tables():
     doc = role_doc(candidates=candidates())
     text = markdown(doc)
-    assert text.startswith("# Role metrics of Tiny\n\nIn base and instruct, no difference")
+    assert text.startswith("# Role metrics of Tiny\n\nNo sign of a separate kind")
     for heading in ("What was asked", "What the data do not show", "Candidates for patching"):
         assert f"## {heading}\n" in text
     assert "| 2 | \\+0.000 \\[-0.010, \\+0.010\\] |" in text
@@ -447,7 +534,10 @@ def test_the_page_is_self_contained(figures):
     text = html(role_doc(candidates=candidates()), figures)
     page = Page(text)
     assert page.open == []
-    assert page.links == ["data:image/png;base64,iVBORw0KGgo="] * 6
+    links = [link for link in page.links if not link.startswith("#")]
+    assert links == ["data:image/png;base64,iVBORw0KGgo="] * 6
+    targets = {value for _, name, value in page.attributes if name == "id"}
+    assert {link[1:] for link in page.links if link.startswith("#")} == targets
     assert "http:" not in text.replace('http-equiv="Content-Security-Policy"', "")
     assert "https:" not in text
     assert "url(" not in text
@@ -475,8 +565,10 @@ def test_only_the_one_script_may_run(figures):
 
 def test_figures_stand_together_first_then_per_model(figures):
     words = "".join(Page(html(role_doc(), figures)).words)
-    order = ["Together", "Bands: 95 % bootstrap", "Instruct minus base per layer", "base: Mean att"]
+    order = ["RFC per layer, raw", "Together", "Bands: 95 % bootstrap", "Instruct minus base per"]
     order += [
+        "base: 2 figures",
+        "base: Mean att",
         "base: Entropy per prompt",
         "instruct: 1 figure",
         "instruct: Per layer the three",
@@ -515,19 +607,28 @@ def test_a_table_says_how_it_is_ordered():
     assert ("table", "class", "sortable") in page.attributes
 
 
-def hostile_doc():
-    names = {
-        "self_referent": f"<script>{HOSTILE}",
-        "neutral": '"><img src=x>',
-        "confounder": "\x1b]0;",
-    }
-    doc = role_doc(candidates=candidates(), display=HOSTILE, run_id=HOSTILE, notes=[HOSTILE])
+HOSTILE_NAMES = {
+    "self_referent": f"<script>{HOSTILE}",
+    "neutral": '"><img src=x>',
+    "confounder": "\x1b]0;",
+}
+
+
+def renamed(doc, names):
+    """The document with other names of its categories."""
     for part in (doc["lengths"], doc["null"]["raw"]["category"]):
         for old, new in names.items():
             part[new] = part.pop(old)
     doc["contrast"] = {key: names[value] for key, value in doc["contrast"].items()}
     for prompt in doc["prompts"]:
         prompt["category"] = names.get(prompt["category"], prompt["category"])
+    return doc
+
+
+def hostile_doc():
+    doc = role_doc(candidates=candidates(), display=HOSTILE, run_id=HOSTILE, notes=[HOSTILE])
+    renamed(doc, HOSTILE_NAMES)
+    for prompt in doc["prompts"]:
         prompt["id"] = f"</td><script>alert(1)</script>{HOSTILE}"
     doc["versions"] = {"<b>": "\x1b\ud800"}
     return doc
@@ -536,7 +637,8 @@ def hostile_doc():
 def test_hostile_text_stays_text(figures):
     figures["</figcaption><script>"] = figures.pop("extra")
     text = html(hostile_doc(), figures)
-    plain = html(role_doc(candidates=candidates(), notes=["x"]), figures)
+    other = dict(zip(HOSTILE_NAMES, "abc", strict=True))
+    plain = html(renamed(role_doc(candidates=candidates(), notes=["x"]), other), figures)
     assert Page(text).tags == Page(plain).tags
     assert all(line.isprintable() for line in text.splitlines())
     text.encode("utf-8")
@@ -569,11 +671,11 @@ def test_documents_with_less_in_them_have_a_page(doc):
 def test_the_forms_stand_side_by_side_with_how_many_intervals_exclude_zero():
     doc = set_track(role_doc(), ["raw"], "base", "rfc", [0.5, 0.001, 0.1, 0.0], form="head_form")
     grid = rows.form_grid(doc)
-    assert grid.rows[0][:4] == ["RFC", "raw", "+0.000 (0)", "+0.150 (2)"]
+    assert grid.rows[0][:5] == ["base", "RFC", "raw", "+0.000 (0)", "+0.150 (2)"]
     assert len(grid.rows) == 12
     doc["null"]["raw"]["forms"] = {"head_form": {"rfc": -0.03, "rsi": None}}
     uniform = rows.form_grid(doc).rows[6]
-    assert uniform == ["RFC", "raw", "–", "-0.030", "–", "–", "–", "uniform attention"]
+    assert uniform == ["uniform attention", "RFC", "raw", "–", "-0.030", "–", "–", "–"]
 
 
 def test_permutations_too_coarse_for_one_head_are_said_from_what_the_tests_stored():
@@ -611,4 +713,50 @@ def test_heads_that_only_the_maximum_statistic_keeps_are_not_hidden():
     for who in ("base", "instruct"):
         doc["heads"]["what"][who]["normalised"] = dict(doc["heads"]["what"][who]["raw"])
         doc["heads"]["what"][who]["normalised"]["significant_max"] = 0
-    assert "though 1 by the maximum statistic" in sentence(doc)
+    assert "none differs after Benjamini-Hochberg, 1 by the maximum statistic" in sentence(doc)
+
+
+def test_no_candidate_is_called_beyond_chance_whose_difference_may_be_nothing():
+    doc = role_doc(candidates=candidates(1, p_max=0.004))
+    assert "to patch" not in sentence(doc)
+    assert (
+        "Not called candidates beyond chance, because the interval of their difference in "
+        "differences holds 0: 2.3 (p max 0.004)." in read(doc)
+    )
+    doc = role_doc(candidates=candidates(1, p_max=0.004, did_high=-0.01))
+    assert "; to patch, beyond chance: head 2.3 (p max 0.004)." in sentence(doc)
+    assert "Not called" not in read(doc)
+
+
+def test_the_next_command_is_given_for_a_known_pair_with_a_candidate():
+    doc = role_doc(candidates=candidates(1, p_max=0.004, did_high=-0.01))
+    want = "Next: mlxroles patch --pair tiny --site z --heads 3 --layers 2"
+    assert sentence(doc).endswith(want)
+    assert "Next:" not in sentence(doc | {"family": None})
+    assert "Next:" not in sentence(role_doc(candidates=candidates()))
+
+
+def test_what_was_read_stands_in_title_and_box():
+    reading_ = {"queries": "last", "keys": "no-bos"}
+    doc = role_doc(reading=reading_)
+    assert "<h1>Role metrics of Tiny, last query only, without the begin token</h1>" in html(
+        doc, {}
+    )
+    assert "confounder; last query only, without the begin token; length" in sentence(doc)
+    doc = role_doc(contrast={"focus": "neutral", "reference": "confounder", "confounder": None})
+    assert "Role metrics of Tiny, neutral against confounder</h1>" in html(doc, {})
+
+
+def test_errors_of_the_original_study_are_told_beside_its_categories_alone(figures):
+    assert "heads 28 to 31" in html(role_doc(), figures)
+    other = {"focus": "neutral", "reference": "third_person", "confounder": None}
+    assert "heads 28 to 31" not in html(role_doc(contrast=other), figures)
+
+
+def test_figures_that_repeat_another_stay_files(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(PIXEL)
+    names = {name: str(path) for name in ("confounder_base", "roles_base", "contrasts_base")}
+    assert html(role_doc(), names).count("<img") == 1
+    alone = {name.replace("base", "model"): each for name, each in names.items()}
+    assert html(role_doc(models=("model",)), alone).count("<img") == 2

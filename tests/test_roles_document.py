@@ -365,6 +365,20 @@ def test_fewer_than_five_prompts_have_effects_without_intervals(per_category):
         assert math.isnan(row["did_low"]) == math.isnan(row["did_high"]) == few
 
 
+def test_a_difference_has_intervals_where_both_models_have_prompts_enough():
+    """One focus prompt of five has no value in instruct."""
+    some = five_per_category()
+    some["instruct"].entropy[0] = np.nan
+    raw = build(some, heads=False)["raw"]
+    for found, has in (
+        (raw["models"]["base"], True),
+        (raw["models"]["instruct"], False),
+        (raw["difference"], False),
+    ):
+        assert np.isnan(found["rfc"]["ratio_of_means"]["ci"]).any() != has
+        assert not np.isnan(found["rfc"]["ratio_of_means"]["value"]).any()
+
+
 def test_a_confounder_of_one_prompt_leaves_rfc_its_intervals(tables):
     some = {name: table.chosen([*range(6), *range(10, 20)]) for name, table in tables.items()}
     found = build(some)["raw"]["models"]["base"]

@@ -170,7 +170,7 @@ def test_contrast_of_categories(categories, text, expected):
 )
 def test_names_with_slashes_are_read_where_there_is_one_way(categories, text, expected):
     if expected is None:
-        with pytest.raises(SpecError, match="can be read as '.*' or '.*'; rename a category"):
+        with pytest.raises(SpecError, match=r"can be read as '.*' or '.*'; rename a category"):
             contrast_of(categories, text)
     else:
         assert contrast_of(categories, text) == (expected, ())

@@ -46,11 +46,10 @@ def command(**given: Any) -> int:
     if given["as_json"]:
         print_json(doc)
         return 0
-    from mlxroles.dashboard import candidates_table
+    from mlxroles.dashboard import candidates_table, paragraphs
 
     show(candidates_table(doc["rows"]), plain=given["plain"])
-    for text in _chance(doc):
-        click.echo(text)
+    show(paragraphs(_chance(doc)), plain=given["plain"])
     for text in doc["notes"]:
         note(text)
     return 0

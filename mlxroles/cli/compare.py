@@ -38,12 +38,12 @@ def command(**given: Any) -> int:
     if given["as_json"]:
         print_json(doc)
         return 0
-    from mlxroles.dashboard import comparison_table
+    from mlxroles.dashboard import comparison_table, paragraphs
 
     show(comparison_table(doc["rows"]), plain=given["plain"])
-    for metric, one in (doc["summary"] or {}).items():
-        if isinstance(one, dict):
-            click.echo(_sum_up(metric, one))
+    summary = doc["summary"] or {}
+    lines = [_sum_up(name, one) for name, one in summary.items() if isinstance(one, dict)]
+    show(paragraphs(lines), plain=given["plain"])
     for text in doc["notes"]:
         note(text)
     return 0

@@ -13,9 +13,9 @@ from mlxroles.cli.entropy import (
     show_plan,
 )
 from mlxroles.cli.inputs import model_options, two_model_options
-from mlxroles.cli.options import json_option, no_arguments, plain_option
+from mlxroles.cli.options import json_option, no_arguments, plain_option, seed_option
 from mlxroles.cli.output import note, print_json
-from mlxroles.cli.readings import chosen_analysis, reading_options, seed_of_resamples
+from mlxroles.cli.readings import chosen_analysis, reading_options
 from mlxroles.cli.results import FAILED_CELLS, RESULTS, show, show_files
 from mlxroles.errors import MlxrolesError, ModelError
 from mlxroles.pairs import Pair, catalogue, find, pair
@@ -36,7 +36,7 @@ from mlxroles.pairs import Pair, catalogue, find, pair
 @reading_options
 @two_model_options
 @model_options
-@seed_of_resamples
+@seed_option
 @click.option("--dry-run", is_flag=True, help="Show plan, cost, memory and disk; load no weights.")
 @click.option("--fresh", is_flag=True, help="Start anew instead of skipping what is already done.")
 @click.option("--open", "opens", is_flag=True, help="Show the reports in the browser.")

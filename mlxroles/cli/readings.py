@@ -35,17 +35,6 @@ def reading_options(command: Command) -> Command:
     )(command)
 
 
-def seed_of_resamples(command: Command) -> Command:
-    """Adds ``--seed`` where nothing else is random."""
-    return click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Seed of resamples and permutations.",
-    )(command)
-
-
 def chosen_analysis(given: dict[str, Any]) -> "Analysis":
     """The settings that the options and ``--seed`` name."""
     from mlxroles.roles.table import Reading

@@ -5,16 +5,16 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.options import json_option
+from mlxroles.cli.options import json_option, seed_option
 from mlxroles.cli.output import note, print_json
-from mlxroles.cli.readings import chosen_analysis, reading_options, seed_of_resamples
+from mlxroles.cli.readings import chosen_analysis, reading_options
 
 
 @click.command("report")
 @click.argument("run")
 @click.option("--open", "opens", is_flag=True, help="Show the page in the browser.")
 @reading_options
-@seed_of_resamples
+@seed_option
 @json_option
 def command(**given: Any) -> int:
     """Write the report of a run: one HTML page that needs no network.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlxroles.cli.options import json_option, plain_option
-from mlxroles.cli.readings import chosen_analysis, reading_options, seed_of_resamples
+from mlxroles.cli.options import json_option, plain_option, seed_option
+from mlxroles.cli.readings import chosen_analysis, reading_options
 
 if TYPE_CHECKING:
     from mlxroles.studies.role_reading import TwoModels
@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 def stored_options(command: Command) -> Command:
     """Adds what every command has that reads what is stored: compat, readings, seed, output."""
     command = json_option(plain_option(reading_options(command)))
-    command = seed_of_resamples(command)
+    command = seed_option(command)
     return click.option(
         "--compat", is_flag=True, help="The original study's formulas and columns, to the digit."
     )(command)

@@ -3,6 +3,7 @@
 Everything here reads events or a finished document; nothing computes or stores.
 """
 
+from mlxroles.dashboard.adapt import paragraphs
 from mlxroles.dashboard.picture import svg
 from mlxroles.dashboard.progress import Progress
 from mlxroles.dashboard.role_tables import candidates_table, comparison_table, correlation_table
@@ -17,6 +18,7 @@ __all__ = [
     "comparison_table",
     "correlation_table",
     "final_table",
+    "paragraphs",
     "probe_table",
     "roles_table",
     "svg",

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mlxroles.report.rows import Grid
+from mlxroles.text import safe_text
 
 _PLAIN = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "…": "...", "·": ",", "†": "+", "‡": "#", "×": "x"}
@@ -86,6 +87,13 @@ def grid_table(grid: Grid, screen: Screen, *, left: tuple[int, ...] = ()) -> Tab
     for row in grid.rows:
         table.add_row(*(screen.text(cell) for cell in row))
     return table
+
+
+def paragraphs(lines: Sequence[str]) -> RenderableType:
+    """Lines of text wrapped between words to the terminal's width, without markup or escapes."""
+    return Adaptive(
+        lambda screen: Group(*(screen.text(safe_text(line)) for line in lines)), None, 100
+    )
 
 
 def side_by_side(tables: Sequence[Table], screen: Screen) -> Iterator[RenderableType]:

@@ -17,6 +17,8 @@ from mlxroles.text import format_number
 Row = Mapping[str, Any]
 
 _WIDEST = 100
+_WIDE = 92
+"""From so many columns on the comparison has room for the tests of each model."""
 
 
 def comparison_table(rows: Sequence[Row], *, width: int | None = None) -> RenderableType:
@@ -87,7 +89,8 @@ def _comparison(rows: Sequence[Row], screen: Screen) -> RenderableType:
     shown_metrics = [m for m in METRICS if any(_is_known(row, f"{m}_diff") for row in rows)]
     tables = [_metric(rows, metric, screen, has_p=has_p) for metric in shown_metrics]
     legend = (
-        "brackets: 95 % intervals over prompts; q: after Benjamini-Hochberg over layers; p =len: "
+        "brackets: 95 % intervals over prompts; q: of the number to its left, after "
+        "Benjamini-Hochberg over layers; p =len: "
         "only prompts of equal length exchanged, uncorrected; norm: difference, "
         "length-normalised"
     )
@@ -97,17 +100,23 @@ def _comparison(rows: Sequence[Row], screen: Screen) -> RenderableType:
 
 
 def _metric(rows: Sequence[Row], metric: str, screen: Screen, *, has_p: bool) -> Table:
-    head = ["layer", "base", "instruct", "instruct − base"]
-    head += ["q", "p =len", "norm"] if has_p else []
+    has_q = screen.width >= _WIDE and any(f"{metric}_base_q" in row for row in rows)
+    models = ("base", "instruct")
+    head = ["layer", *(name for who in models for name in (who, *["q"] * has_q)), "instruct − base"]
+    head += ["q", "p =len", "norm", *["q"] * has_q] if has_p else []
     lines = []
     for row in rows:
         infix = "" if f"{metric}_base" in row else "_mean"
-        levels = [_at(row, f"{metric}{infix}_{who}") for who in ("base", "instruct")]
+        levels = []
+        for who in models:
+            levels.append(signed(_at(row, f"{metric}{infix}_{who}")))
+            levels += [_p(_at(row, f"{metric}_{who}_q"))] if has_q else []
         diff, low, high = (_at(row, name) for name in _difference(row, metric))
-        line = [str(row.get("layer")), *map(signed, levels), with_interval(diff, low, high)]
+        line = [str(row.get("layer")), *levels, with_interval(diff, low, high)]
         if has_p:
             line += [_p(_at(row, f"{metric}_diff_{n}")) for n in ("q", "p_same_length")]
             line.append(signed(_at(row, f"{metric}_normalised_diff")))
+            line += [_p(_at(row, f"{metric}_normalised_diff_q"))] if has_q else []
         lines.append(line)
     null = next((_at(row, f"null_{metric}") for row in rows), float("nan"))
     title = LABELS[metric] + (f" (uniform attention: {signed(null)})" if null == null else "")
@@ -176,8 +185,8 @@ def _families(doc: Row) -> Grid:
 def _pair(pair: Row) -> Grid:
     """One correlation, every way of testing it in a row."""
     lines = [
-        ["Pearson", _r(pair, "pearson_r"), _p(_at(pair, "pearson_p")), "layers as if independent"],
-        ["", "", _p(_at(pair, "n_eff_p")), _effective(pair)],
+        ["Pearson", *_both(pair, "pearson"), "layers as if independent"],
+        ["", _r(pair, "pearson_r"), _p(_at(pair, "n_eff_p")), _effective(pair)],
         ["", "", _p(_at(pair, "shift_p")), "circular shifts"],
         ["detrended", *_both(pair, "detrended"), "quadratic in depth removed"],
         ["Spearman", *_both(pair, "spearman"), "ranks"],

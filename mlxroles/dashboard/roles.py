@@ -11,9 +11,11 @@ from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table
 from mlxroles.dashboard.role_tables import candidate_legend, candidate_rows
 from mlxroles.dashboard.sparks import sparks
 from mlxroles.report.roles import rows, tracks
+from mlxroles.report.roles.box import beyond_chance, sentences
 from mlxroles.report.roles.findings import Finding, findings
 from mlxroles.report.roles.reading import signs
-from mlxroles.report.roles.wording import LABELS, sentences, shown, who_is
+from mlxroles.report.roles.verdict import few_prompts
+from mlxroles.report.roles.wording import LABELS, name_of, reading_of, shown, who_is
 from mlxroles.report.rows import Grid
 from mlxroles.roles.metrics import METRICS
 from mlxroles.text import format_number
@@ -50,8 +52,9 @@ def _parts(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableType]:
         yield screen.text("mean over layers, and layers above/below 0 after correction", "dim")
         yield Text()
         yield from _layers(_last(found), screen)
-        yield from _heads(doc, screen)
-        yield from _candidates(doc, screen)
+        if not few_prompts(doc):
+            yield from _heads(doc, screen)
+            yield from _candidates(doc, screen)
     else:
         yield Text()
         yield grid_table(_categories(doc), screen, left=(0,))
@@ -64,6 +67,7 @@ def _scope(doc: Mapping[str, Any]) -> str:
     names = " / ".join(shown(each, 20) for each in tracks.contrast(doc) or () if each)
     size = f"{len(doc.get('layers') or [])} layers × {doc.get('n_heads')} heads"
     parts = [names, f"{len(doc.get('prompts') or [])} prompts", size]
+    parts.append(reading_of(doc, with_contrast=False))
     return " · ".join(part for part in parts if part)
 
 
@@ -74,6 +78,8 @@ def _last(found: list[Finding]) -> list[Finding]:
 
 def _doubts(doc: Mapping[str, Any], found: list[Finding]) -> list[str]:
     """Where the ways of computing what is significant disagree in sign."""
+    if few_prompts(doc):
+        return []
     claimed = [each for each in _last(found) if each.standing != "nothing"] if found else []
     return [line for each in claimed for line in signs(doc, each)]
 
@@ -123,7 +129,8 @@ def _heads(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableType]:
     top = list(found.get("top") or [])[:listed]
     if not top:
         return
-    title = f"Heads with the smallest p, {who_is(names[-1])}, length-normalised"
+    against = " against ".join(name_of(doc, "rfc"))
+    title = f"Heads with the smallest p, {who_is(names[-1])}: {against}, length-normalised"
     head = ["layer.head", "difference", "Cohen's d", "p", "q", "p max", "p =len"]
     yield _compact(Grid(title, head, [_head_row(row) for row in top]), screen)
     yield screen.text(
@@ -147,8 +154,8 @@ def _candidates(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableTy
     found: Mapping[str, Any] = doc.get("candidates") or {}
     if not found.get("rows"):
         return
-    significant = int(found.get("significant") or 0)
-    said = f"{significant or 'none'} of {int(found.get('n_heads') or 0):,} heads beyond chance"
+    firm, _ = beyond_chance(doc)
+    said = f"{len(firm) or 'none'} of {int(found.get('n_heads') or 0):,} heads beyond chance"
     grid = candidate_rows(found["rows"][:MOST_CANDIDATES])
     yield _compact(grid._replace(title=f"Candidates for patching: {said}"), screen)
     chance = tracks.number(found.get("chance_consistency"))

@@ -128,11 +128,16 @@ def dress(figure: Figure, doc: Mapping[str, Any], what: str, about: str | None =
     title = f"{what}: {name}" if name else what
     second = f"{where}, {which}" if about is None else about
     figure.suptitle(f"{title}\n{second}", x=0.01, ha="left", fontsize=11, linespacing=1.4)
-    versions = [f"{label(k, 20)} {label(v, 20)}" for k, v in (doc.get("versions") or {}).items()]
+    versions = [f"{label(k, 20)} {label(v, 20)}" for k, v in _libraries(doc)]
     run = [f"run {label(doc['run_id'], 40)}"] if doc.get("run_id") else []
     figure.supxlabel(
         "  ·  ".join([*run, *versions]), x=0.01, ha="left", fontsize=6, color="#999999"
     )
+
+
+def _libraries(doc: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The versions but for the platform's, whose name is longer than all others together."""
+    return [(k, v) for k, v in (doc.get("versions") or {}).items() if k != "platform"]
 
 
 def layer_axis(axes: Axes, layers: Sequence[int]) -> None:

@@ -61,8 +61,8 @@ def parse_toml(content: str, named: str, name: str) -> list[Prompt]:
     known = {"messages", "prompts", "categories"} & document.keys()
     if not known and not (document and all(isinstance(one, list) for one in document.values())):
         raise PromptError(
-            f"{named} needs [[messages]] of a conversation, or [[prompts]] or category = [texts] of "
-            "a set"
+            f"{named} needs [[messages]] of a conversation, or [[prompts]] or category = [texts] "
+            "of a set"
         )
     return _mapping(document, named, name)
 

@@ -206,7 +206,9 @@ def _verdict(found: Correlation, layer: int | None, without: float) -> str:
     if layer is not None and decides(found.pearson_r, without):
         doubts.append(f"it rests on layer {layer}")
     if not found.n_eff_p < ALPHA:
-        doubts.append("neighbouring layers depend on each other, which leaves too few independent ones")
+        doubts.append(
+            "neighbouring layers depend on each other, which leaves too few independent ones"
+        )
     if has_detrended and not found.detrended_p < ALPHA:
         doubts.append("a trend over depth that both share explains it")
     if has_shifts and not found.shift_p < ALPHA:

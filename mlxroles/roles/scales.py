@@ -101,7 +101,7 @@ def scale(
         metric: {form: samples[1][metric][form] - samples[0][metric][form] for form in FORMS}
         for metric in samples[0]
     }
-    ratios = _ratios(moved, base, contrast)
+    ratios = _ratios(moved, (base, instruct), contrast)
     return {
         "models": models,
         "difference": ratios | _tests((base, instruct), ratios, contrast, draws),
@@ -136,7 +136,7 @@ def _model(
         nothing = ("rfc", "rsi", "rfc_test", "rsi_test", "contrast")
         return found | dict.fromkeys(nothing), {}
     samples = _samples(one, means, contrast, draws)
-    found |= _ratios(samples, one, contrast)
+    found |= _ratios(samples, (one,), contrast)
     found |= _tests((one,), found, contrast, draws)
     enough = {
         "reference_minus_focus": one.enough(contrast.focus, contrast.reference),
@@ -173,12 +173,13 @@ def _samples(
     return found
 
 
-def _ratios(samples: Samples, one: Averages, contrast: Contrast) -> dict[str, Any]:
-    enough = one.metrics_with_interval(contrast)
+def _ratios(samples: Samples, models: Sequence[Averages], contrast: Contrast) -> dict[str, Any]:
+    enough = [one.metrics_with_interval(contrast) for one in models]
     found: dict[str, Any] = dict.fromkeys(METRICS)
     for metric, by_form in samples.items():
         found[metric] = {
-            form: estimate(value, enough=enough[metric]) for form, value in by_form.items()
+            form: estimate(value, enough=all(one[metric] for one in enough))
+            for form, value in by_form.items()
         }
     return found
 

@@ -35,7 +35,7 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
         kind = _kind(folder)
         if kind == "entropy":
             where = place_of(path, analysis)
-            doc = finish(folder, analysis, where=where)
+            doc = finish(folder, analysis, where=where, again=True)
             if doc["missing_cells"]:
                 raise StoreError(
                     f"{shown(path)} lacks {doc['missing_cells']} of its cells; run the command "

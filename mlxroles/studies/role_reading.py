@@ -5,6 +5,7 @@ each number comes with its interval, test and null.
 """
 
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ class TwoModels:
 
     @property
     def name(self) -> str:
-        """The family, for headings."""
-        return self.base.name
+        """The family, for headings; of two sources what their names begin with."""
+        shared = commonprefix([self.base.name, self.instruct.name]).rstrip(" _-.")  # noqa: RUF071  (text, not paths)
+        return shared or self.base.name
 
     def paths(self) -> dict[str, str]:
         """Where base and instruct come from."""

@@ -62,6 +62,7 @@ def finish(
     notes: Iterable[str] = (),
     finished: RunFinished | None = None,
     where: Path | None = None,
+    again: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Writes everything derived from a run's cells; returns the document of ``summary.json``.
@@ -75,6 +76,7 @@ def finish(
         notes: What this process has to say.
         finished: How the run ended, where it ran just now.
         where: The folder that document, tables, figures and page go to, if not the run's own.
+        again: Whether what is there already is made anew.
         tell: Told in words what is being done.
 
     Raises:
@@ -84,7 +86,7 @@ def finish(
     doc = _about(folder, analysis, notes, finished)
     place = where or folder.path
     stored = _stored(place, doc)
-    if stored is not None and _has_files(stored, doc, place):
+    if stored is not None and _has_files(stored, doc, place) and not again:
         return stored
     _pack_once(folder, doc)
     make_folder(place)

@@ -57,7 +57,9 @@ def family_pairs(correlations: Doc, named: Mapping[str, Profile]) -> Figure | No
     n_columns = min(_COLUMNS, len(kept))
     n_rows = -(-len(kept) // n_columns)
     which = (
-        f"{len(pairs)} pairs" if len(kept) == len(pairs) else f"{len(kept)} of {len(pairs)} pairs"
+        canvas.counted(len(pairs), "pair")
+        if len(kept) == len(pairs)
+        else f"{len(kept)} of {len(pairs)} pairs"
     )
     made = frame(
         correlations,

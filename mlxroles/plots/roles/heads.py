@@ -20,6 +20,8 @@ _SCALE = "difference, entropy / ln(keys seen)"
 _EXTEND = {True: "both", False: "neither"}
 _PER_LAYER = 3
 _BAR_INCHES = 0.42
+_LEAST_WIDTH = 8.6
+"""Below that many inches the title, the note and the small print are cut."""
 _LEAST_SIZE, _MOST_SIZE = 8.0, 80.0
 
 
@@ -30,7 +32,7 @@ def heads(subject: Subject) -> Figure | None:
         return None
     table_layers = _layers(subject)
     norm, is_cut = maps.centred(found.values())
-    size = (4.6 * len(found) + 1.4, _height(len(table_layers)))
+    size = (max(4.6 * len(found) + 1.4, _LEAST_WIDTH), _height(len(table_layers)))
     made = frame(
         subject.doc,
         ("Entropy differences per head", subject.about()),
@@ -141,7 +143,8 @@ def _null_note(subject: Subject, found: dict[str, Numbers]) -> str:
         if focus is not None and null.get(name) is not None
     ]
     note = "Mean entropy over prompts, length-normalised: uniform attention gives 0"
-    return f"{note} ({' and '.join(nats)} nats unnormalised)." if nats else f"{note}."
+    note += f" ({' and '.join(nats)} nats unnormalised)." if nats else "."
+    return f"{note}\nBelow 0: focus prompts have the lower entropy."
 
 
 def _title(subject: Subject, other: str) -> str:

@@ -188,7 +188,7 @@ def _dots(axes: Axes, subject: Subject, means: dict[str, Numbers], null: float) 
             linestyle="none",
             marker=subject.looks[name].marker,
             color=subject.looks[name].color,
-            markersize=4.2 if len(at) <= 16 else 2.6,
+            markersize=6.0 if len(at) <= 16 else 3.8,
             markeredgewidth=0,
             label=shown(name),
             zorder=3,

@@ -5,6 +5,7 @@ attention reaches on prompts of the same lengths.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,9 +18,11 @@ from mlxroles.plots.roles.looks import RFC, RSI
 from mlxroles.plots.roles.subject import Doc, Subject, estimate, level, shown
 from mlxroles.roles.metrics import DEFAULT_FORM
 from mlxroles.roles.scales import SCALES
+from mlxroles.text import format_number
 
 _SIZE = (10.0, 4.9)
 _MANY = 6
+_FAR = 0.5
 NULL = "uniform attention, same lengths"
 _TESTED = {
     Mark.NONE: "not significant",
@@ -53,7 +56,7 @@ def _category(subject: Subject, scale: str, name: str, *, is_full: bool) -> Seri
 
 
 def contrasts(subject: Subject) -> Figure | None:
-    """Reference - focus and confounder - focus of the mean entropy per layer."""
+    """Focus - reference and focus - confounder of the mean entropy per layer."""
     if subject.contrast is None:
         return None
     panels = {
@@ -68,7 +71,7 @@ def contrasts(subject: Subject) -> Figure | None:
 
 
 def confounder(subject: Subject) -> Figure | None:
-    """Confounder - focus per layer, with what the permutation tests say of each layer."""
+    """Focus - confounder per layer, with what the permutation tests say of each layer."""
     name = "confounder_minus_focus"
     marked = {scale: marks(subject.scale(scale).get("rsi_test")) for scale in SCALES}
     panels = {
@@ -78,7 +81,7 @@ def confounder(subject: Subject) -> Figure | None:
     }
     if not panels:
         return None
-    return _both_scales(subject, "Confounder less focus", panels, _DIFFERENCE)
+    return _both_scales(subject, "Focus less confounder", panels, _DIFFERENCE)
 
 
 def roles(subject: Subject) -> Figure | None:
@@ -97,11 +100,15 @@ def roles(subject: Subject) -> Figure | None:
             for metric, look in (("rfc", RFC), ("rsi", RSI))
             if found.get(metric)
         ]
-    axis = ["RFC, RSI (raw)", "RFC, RSI (length-normalised)"]
+    names = ", ".join(dict.fromkeys(each.name for found in panels.values() for each in found))
+    axis = [f"{names} (raw)", f"{names} (length-normalised)"]
     return _both_scales(subject, "Role metrics", panels, axis)
 
 
-_DIFFERENCE = ["difference (nats)", "difference, entropy / ln(keys seen)"]
+_DIFFERENCE = [
+    "difference (nats); below 0: focus lower",
+    "difference, entropy / ln(keys seen)",
+]
 
 
 def _contrast(
@@ -112,11 +119,15 @@ def _contrast(
         return None
     minuend = getattr(subject.contrast, name.split("_")[0])
     expected = subject.doc["null"][scale].get("contrast") or {}
+    at = level(expected.get(name, 0.0 if scale == "normalised" else None))
+    values, low, high = estimate(found[name])
     return Series(
-        f"{shown(minuend)} − {shown(subject.contrast.focus)}",
+        f"{shown(subject.contrast.focus)} − {shown(minuend)}",
         *subject.looks[minuend],
-        *estimate(found[name]),
-        level=level(expected.get(name, 0.0 if scale == "normalised" else None)),
+        -values,
+        -high,
+        -low,
+        level=None if at is None else -at,
         marks=marked,
     )
 
@@ -134,7 +145,10 @@ def _both_scales(
         return None
     drawn = [each for found in panels.values() for each in found]
     made = frame(subject.doc, (what, subject.about()), _SIZE, note=intervals(drawn), ncols=2)
-    for axes, series, name in zip(made.panels[0], panels.values(), axis, strict=True):
+    has_level = False
+    for axes, found, name in zip(made.panels[0], panels.values(), axis, strict=True):
+        series, far = (found, "") if with_zero else _without_far_levels(found)
+        has_level = has_level or any(each.level is not None for each in series)
         limits = lines.view(series, levels=[0.0] if with_zero else [])
         canvas.layer_axis(axes, subject.layers)
         if with_zero:
@@ -143,9 +157,28 @@ def _both_scales(
             lines.curve(axes, subject.layers, each, limits)
         axes.set_ylim(limits)
         axes.set_ylabel(name)
-    extra = [lines.level_handle(NULL)] if any(each.level is not None for each in drawn) else []
+        axes.set_title(far, fontsize=8.5, fontweight="normal", loc="right")
+    extra = [lines.level_handle(NULL)] if has_level else []
     legend(made, [*extra, *mark_legend(drawn)])
     return made.figure
+
+
+def _without_far_levels(series: list[Series]) -> tuple[list[Series], str]:
+    """Curves without levels that would squeeze them, and what these levels are.
+
+    Far is a level that is more than half the curves' own range away from them.
+    """
+    levels = [each.level for each in series if each.level is not None]
+    known = np.concatenate([each.values[np.isfinite(each.values)] for each in series])
+    if not levels or not known.size:
+        return series, ""
+    low, high = float(known.min()), float(known.max())
+    room = _FAR * (high - low)
+    if low - room <= min(levels) and max(levels) <= high + room:
+        return series, ""
+    ends = [format_number(end, ".2f") for end in (min(levels), max(levels))]
+    text = " to ".join(dict.fromkeys(ends))
+    return [replace(each, level=None) for each in series], f"uniform attention: {text}, not shown"
 
 
 def intervals(series: Iterable[Series]) -> str:

@@ -28,7 +28,12 @@ def comparison(doc: Doc) -> Figure | None:
     rows = {
         metric: {
             scale: [
-                Series(model, *model_look(model), *estimate(found[metric][DEFAULT_FORM]))
+                Series(
+                    model,
+                    *model_look(model),
+                    *estimate(found[metric][DEFAULT_FORM]),
+                    marks=marks(found.get(f"{metric}_test")),
+                )
                 for model, found in doc[scale]["models"].items()
                 if found.get(metric)
             ]
@@ -41,8 +46,10 @@ def comparison(doc: Doc) -> Figure | None:
         for metric in rows
         for scale in SCALES
     }
-    extra = [Line2D([], [], **_DASHED, label=NULL)]
-    return _grid(doc, "RFC and RSI", rows, levels=levels, note=intervals(_all(rows)), extra=extra)
+    drawn = _all(rows)
+    extra = [Line2D([], [], **_DASHED, label=NULL), *mark_legend(drawn)]
+    names = " and ".join(metric.upper() for metric, row in rows.items() if any(row.values()))
+    return _grid(doc, names, rows, levels=levels, note=intervals(drawn), extra=extra)
 
 
 def differences(doc: Doc) -> Figure | None:
@@ -66,7 +73,8 @@ def differences(doc: Doc) -> Figure | None:
     }
     drawn = _all(rows)
     note = f"{intervals(drawn)} Below 0: larger in base. Uniform attention gives 0."
-    return _grid(doc, "RFC and RSI, instruct − base", rows, note=note, extra=mark_legend(drawn))
+    names = " and ".join(metric.upper() for metric, row in rows.items() if row)
+    return _grid(doc, f"{names}, instruct − base", rows, note=note, extra=mark_legend(drawn))
 
 
 _DASHED: dict[str, Any] = {"color": canvas.INK, "linewidth": 1.2, "linestyle": (0, (4, 3))}

@@ -16,6 +16,7 @@ from mlxroles.roles.table import Entropies, Reading
 Numbers = NDArray[np.float64]
 Doc = Mapping[str, Any]
 
+_OF_THE_STUDY = ("self_referent", "neutral")
 NAME_LIMIT = 24
 """Longest name of a category in a figure, in characters."""
 
@@ -80,17 +81,21 @@ class Subject:
         return self.doc[name]["models"][self.model]
 
     def about(self) -> str:
-        """The second line of a title: model, prompts, and the reading where it is not all."""
+        """The second line of a title: model, prompts, reading and contrast unless the default."""
         return about(self.doc, self.model)
 
 
 def about(doc: Doc, model: str) -> str:
-    """The second line of a title: model, prompts, and the reading where it is not all."""
+    """The second line of a title: model, prompts, reading and contrast unless the default."""
     parts = [canvas.label(model, 20)] if model != "model" else []
     parts.append(canvas.counted(len(doc["prompts"]), "prompt"))
     said = {"no-first": "without query 0", "last": "last query only"}
     parts += [said[doc["reading"]["queries"]]] if doc["reading"]["queries"] in said else []
     parts += ["without the begin token"] if doc["reading"]["keys"] == "no-bos" else []
+    compared = contrast(doc)
+    if compared is not None and compared.names[:2] != _OF_THE_STUDY:
+        focus, *others = (shown(name) for name in compared.names)
+        parts.append(f"{focus} against {' and '.join(others)}")
     return ", ".join(parts)
 
 

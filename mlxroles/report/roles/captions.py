@@ -20,7 +20,8 @@ PER_MODEL = (
 _CAPTIONS = {
     "comparison": "RFC (top) and RSI (bottom) per layer of both models, ratio of means over all "
     "heads, from nats (left) and length-normalised (right). Bands: 95 % bootstrap intervals over "
-    "prompts. Dashed: uniform attention on the same lengths.",
+    "prompts. Only filled marks are significant after correction. Dashed: uniform attention on the "
+    "same lengths.",
     "differences": "Instruct minus base per layer with 95 % bootstrap intervals; the same resample "
     "of prompts serves both models. Only filled marks are significant after correction; a "
     "half-filled one reverses among prompts of equal length.",
@@ -32,11 +33,12 @@ _CAPTIONS = {
     "uniform attention's (right). Bands: 95 % bootstrap intervals over prompts.",
     "roles": "RFC and RSI per layer with 95 % bootstrap intervals, from nats (left) and "
     "length-normalised (right). Only filled marks are significant after correction.",
-    "contrasts": "Differences in mean entropy per layer: reference minus focus and confounder "
-    "minus focus.",
-    "confounder": "Confounder minus focus per layer: above 0 where focus prompts have the lower "
+    "contrasts": "Differences in mean entropy per layer: focus minus reference and focus minus "
+    "confounder, below 0 where focus prompts have the lower entropy (RFC and RSI above 0).",
+    "confounder": "Focus minus confounder per layer: below 0 where focus prompts have the lower "
     "entropy.",
-    "heads": "Entropy difference between categories for every head, length-normalised.",
+    "heads": "Focus minus each other category for every head, length-normalised: below 0 where "
+    "focus prompts have the lower entropy.",
     "top_heads": "Per layer the three heads with the largest difference between focus and "
     "confounder, however small; no test.",
     "violins": "Entropy per prompt of the heads that differ with the smallest p between focus and "
@@ -71,6 +73,15 @@ def caption(name: str) -> str:
     if text is None:
         return shown(name, 80)
     return text if model in (None, "model") else f"{shown(model, 20)}: {text}"
+
+
+def is_repeated(name: str, models: int) -> bool:
+    """Whether a page with other figures leaves this one out, as a file beside it.
+
+    ``confounder`` is one line of ``contrasts``; of two models ``comparison`` shows ``roles``.
+    """
+    kind, _ = split(name)
+    return kind == "confounder" or (kind == "roles" and models > 1)
 
 
 def footnote(name: str) -> str:

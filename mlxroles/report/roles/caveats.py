@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 from mlxroles.report.roles import tracks
+from mlxroles.report.roles.box import families_of_tests
 from mlxroles.report.roles.findings import exchange, smallest_p
 from mlxroles.report.roles.tracks import Doc
-from mlxroles.report.roles.wording import LABELS, name_of, shown
+from mlxroles.report.roles.verdict import few_prompts
+from mlxroles.report.roles.wording import LABELS, is_of_the_study, name_of, shown
 from mlxroles.roles.metrics import METRICS
 
 FEW_PROMPTS = 10
@@ -19,6 +21,8 @@ def caveats(doc: Doc) -> list[str]:
     """The reasons for doubt, those of these prompts first, those of the method last."""
     if tracks.contrast(doc) is None:
         return _of_the_run(doc)
+    if few_prompts(doc):
+        return [*_of_the_prompts(doc), *_of_the_run(doc)]
     found = [*_of_the_prompts(doc), *_of_the_resolution(doc), *_of_the_run(doc)]
     found += _of_the_threshold(doc)
     return found + _of_the_method(doc)
@@ -36,6 +40,8 @@ def _of_the_prompts(doc: Doc) -> list[str]:
             f"Few prompts ({listed}): intervals over so few are too narrow, and what holds for "
             "them may not hold for others."
         )
+    if few_prompts(doc):
+        return found
     for metric in METRICS:
         found += _of_the_lengths(doc, metric)
     return found
@@ -109,14 +115,16 @@ def _of_the_run(doc: Doc) -> list[str]:
     elif any(bos) and (doc.get("reading") or {}).get("keys") == "all":
         found.append(
             "The begin token counts as a key. It usually draws much of the weight; read the run "
-            "again without it (--keys no-bos) before relying on a small difference."
+            "again without it (keys no-bos) before relying on a small difference."
         )
     return found
 
 
 def _of_the_threshold(doc: Doc) -> list[str]:
     """What the original study would have counted as changed layers, beside what is."""
-    parts = []
+    parts: list[str] = []
+    if not is_of_the_study(doc):
+        return parts
     for metric, label in LABELS.items():
         summary: dict[str, Any] = (doc.get("difference_summary") or {}).get(metric) or {}
         track = tracks.track(doc, tracks.DIFFERENCE, metric)
@@ -133,14 +141,17 @@ def _of_the_threshold(doc: Doc) -> list[str]:
 
 
 def _of_the_method(doc: Doc) -> list[str]:
-    questions = len(tracks.names(doc)) * (1 if tracks.confounder(doc) is None else 2)
+    questions, scales = families_of_tests(doc)
     found = [
         "Entropy says how widely a head spreads its attention, not what it attends to or what "
         "the model makes of it; categories also differ in their words, not only in whom they "
         "are about.",
-        f"Corrections are over the layers or heads of one question, not over the {questions} "
-        "questions (models, difference, metrics) on two scales.",
     ]
+    if questions * scales > 1:
+        found.append(
+            "Corrections are over the layers of one question on one scale, or over its heads, not "
+            f"over all {questions * scales} families of tests together."
+        )
     if tracks.DIFFERENCE in tracks.names(doc):
         found.append(
             "Intervals are over prompts. One base and one instruct model are compared: what "

@@ -6,17 +6,30 @@ from pathlib import Path
 
 from mlxroles.report import shell
 from mlxroles.report.roles import captions, rows, sorting, tracks
+from mlxroles.report.roles.box import said, small_print
 from mlxroles.report.roles.reading import Section, reading
 from mlxroles.report.roles.tracks import Doc
-from mlxroles.report.roles.wording import candidate_note, count, sentences, shown, who_is
+from mlxroles.report.roles.verdict import few_prompts
+from mlxroles.report.roles.wording import (
+    candidate_note,
+    count,
+    is_of_the_study,
+    reading_of,
+    shown,
+    who_is,
+)
 from mlxroles.text import slug
 
 _STYLE = (
     """\
-.finding p { margin: 0 0 .5rem } .finding p:last-child { margin: 0; font-size: .9rem }
+.finding p { margin: 0 0 .5rem } .finding p:last-child { margin: 0 }
+.finding .small { font-size: .9rem }
 ul { margin: .35rem 0; padding-left: 1.2rem }
 li { margin: .25rem 0 } .reading { max-width: 52rem } .reading h2 { margin-top: 2rem }
 figure + .note { margin-top: -.9rem } .scroll + .note { margin-top: .5rem }
+.contents { font-size: .9rem } .contents a { color: var(--accent); margin-right: 1rem }
+.sortable th:last-child, .sortable td:last-child { text-align: right }
+.sortable th:first-child, .sortable td:first-child { text-align: left }
 .sortable th, .sortable td { padding: .28rem .45rem } .sortable { font-size: .84rem }
 thead th { white-space: normal; vertical-align: bottom; min-width: 2.8rem }
 """
@@ -36,15 +49,21 @@ _HEADS_NOTE = (
     "survives. heads.csv has every head."
 )
 _LAYERS_NOTE = (
-    "raw: nats, ratio of means over all heads (the original study left out heads 28 to 31 of 32); "
-    "normalised: each query's entropy divided by that of uniform attention, ln(q + 1). "
-    "p and q, and the words, are of the last estimate: instruct − base, or the only model. "
-    f"{rows.MARKS}."
+    "raw: nats, ratio of means over all heads; normalised: each query's entropy divided by that "
+    "of uniform attention, ln(q + 1). q and, among prompts of equal length, q =len are of the "
+    f"estimate to their left. {rows.MARKS}."
 )
+_FORMS_HEAD = "In brackets: layers whose own interval, uncorrected, excludes 0."
 _FORMS_NOTE = (
     "The study's two definitions, ratio of means and head form, are not equivalent: one head with "
-    "near-zero reference entropy can decide the second. In brackets: layers whose own "
-    "interval, uncorrected, excludes 0."
+    f"near-zero reference entropy can decide the second. {_FORMS_HEAD}"
+)
+
+
+_CONTENTS = (
+    '<p class="contents"><a href="#glance">At a glance</a><a href="#reading">Reading</a>'
+    '<a href="#layers">Layers</a><a href="#figures">Figures</a><a href="#tables">Heads and '
+    'prompts</a><a href="#run">The run</a></p>'
 )
 
 
@@ -54,18 +73,25 @@ def html(doc: Doc, figures: Mapping[str, str]) -> str:
     Raises:
         StoreError: a figure cannot be read.
     """
-    title = f"Role metrics of {_name(doc)}"
+    how = reading_of(doc)
+    title = f"Role metrics of {_name(doc)}" + (f", {how}" if how else "")
     drawn = {name: Path(path) for name, path in figures.items() if path.endswith(".png")}
     parts = [
         f"<h1>{escape(title)}</h1>",
         _finding(doc),
+        _CONTENTS,
+        '<div id="glance"></div>',
         *_glance(doc),
-        '<div class="reading">',
+        '<div class="reading" id="reading">',
         *map(_section, reading(doc)),
         "</div>",
+        '<div id="layers"></div>',
+        *_layers(doc),
+        '<div id="figures"></div>',
         *_figures(doc, drawn),
+        '<div id="tables"></div>',
         *_tables(doc),
-        "<h2>The run</h2>",
+        '<h2 id="run">The run</h2>',
         shell.facts(rows.facts(doc)),
     ]
     return shell.page(title, parts, style=_STYLE, script=sorting.SCRIPT)
@@ -76,8 +102,9 @@ def _name(doc: Doc) -> str:
 
 
 def _finding(doc: Doc) -> str:
-    lines = "\n".join(f"<p>{escape(line)}</p>" for line in sentences(doc))
-    return f'<div class="finding">\n{lines}\n</div>'
+    lines = [f"<p>{escape(line)}</p>" for line in said(doc)]
+    lines += [f'<p class="small">{escape(line)}</p>' for line in small_print(doc)]
+    return '<div class="finding">\n{}\n</div>'.format("\n".join(lines))
 
 
 def _glance(doc: Doc) -> Iterator[str]:
@@ -98,44 +125,51 @@ def _section(section: Section) -> str:
 def _figures(doc: Doc, drawn: Mapping[str, Path]) -> Iterator[str]:
     """Those of the whole run, then those of each model, then any other; each with a heading.
 
-    Those of a second model are folded. What is said below a kind of figure is said once.
+    Of two models those of each are folded. What is said below a kind of figure is said once.
     """
+    models = tracks.models(doc)
+    repeated = {name for name in drawn if captions.is_repeated(name, len(models))}
     groups = [("Together", [name for name in captions.TOGETHER if name in drawn])]
-    for model in tracks.models(doc):
-        own = [name for kind in captions.PER_MODEL if (name := f"{kind}_{slug(model)}") in drawn]
-        groups.append((who_is(model), own))
-    placed = {name for _, names in groups for name in names}
+    for model in models:
+        own = [f"{kind}_{slug(model)}" for kind in captions.PER_MODEL]
+        groups.append((who_is(model), [n for n in own if n in drawn and n not in repeated]))
+    placed = {name for _, names in groups for name in names} | repeated
     groups.append(("Further figures", [name for name in drawn if name not in placed]))
-    said: set[str] = set()
-    second = {who_is(model) for model in tracks.models(doc)[1:]}
+    noted: set[str] = set()
+    folded = set(map(who_is, models)) if len(models) > 1 else set()
+    has_notes = is_of_the_study(doc)
     for heading, names in groups:
-        parts = [part for name in names for part in _figure(name, drawn[name], said)]
-        if parts and heading in second:
+        parts = [part for n in names for part in _figure(n, drawn[n], noted, has_notes=has_notes)]
+        if parts and heading in folded:
             yield shell.folded(f"{heading}: {count(len(names), 'figure')}", "\n".join(parts))
         elif parts:
             yield f"<h2>{escape(heading)}</h2>"
             yield from parts
 
 
-def _figure(name: str, path: Path, said: set[str]) -> Iterator[str]:
+def _figure(name: str, path: Path, noted: set[str], *, has_notes: bool) -> Iterator[str]:
     yield shell.figure(path, captions.caption(name))
-    text = captions.footnote(name)
-    if text and text not in said:
-        said.add(text)
+    text = captions.footnote(name) if has_notes else ""
+    if text and text not in noted:
+        noted.add(text)
         yield shell.note(text)
 
 
-def _tables(doc: Doc) -> Iterator[str]:
-    """Every number as a table; what few will read is folded."""
+def _layers(doc: Doc) -> Iterator[str]:
     if tracks.contrast(doc) is not None:
         for scale in ("normalised", "raw"):
             for grid in rows.layer_grids(doc, scale):
                 yield shell.table(grid, is_sortable=True, ordered=0, is_folded=scale == "raw")
         yield shell.note(_LAYERS_NOTE)
+
+
+def _tables(doc: Doc) -> Iterator[str]:
+    """Every other number as a table; what few will read is folded."""
+    if tracks.contrast(doc) is not None and not few_prompts(doc):
         yield from _head_tables(doc)
-        yield shell.table(rows.form_grid(doc), is_sortable=True, ordered=0)
-        yield shell.note(_FORMS_NOTE)
-    if (doc.get("candidates") or {}).get("rows"):
+        yield shell.table(rows.form_grid(doc), is_sortable=True)
+        yield shell.note(_FORMS_NOTE if is_of_the_study(doc) else _FORMS_HEAD)
+    if (doc.get("candidates") or {}).get("rows") and not few_prompts(doc):
         yield shell.table(rows.candidate_grid(doc), is_sortable=True, ordered=0)
         yield shell.note(candidate_note(doc))
     yield shell.table(rows.category_grid(doc), is_sortable=True)

@@ -4,9 +4,11 @@ import math
 from typing import Any, NamedTuple
 
 from mlxroles.report.roles import tracks
+from mlxroles.report.roles.box import beyond_chance
 from mlxroles.report.roles.caveats import caveats
 from mlxroles.report.roles.findings import Finding, findings, forms
 from mlxroles.report.roles.tracks import Doc
+from mlxroles.report.roles.verdict import few_prompts
 from mlxroles.report.roles.wording import (
     LABELS,
     count,
@@ -33,7 +35,7 @@ def reading(doc: Doc) -> list[Section]:
     """The sections in the order in which they are read; those with nothing to say are left out."""
     found = findings(doc)
     sections = [Section("What was asked", _asked(doc))]
-    if found:
+    if found and not few_prompts(doc):
         sections += [
             Section("How much of it is prompt length", _lengths(found)),
             Section("Whether the ways of computing it agree", _agreement(doc, found)),
@@ -71,18 +73,35 @@ def candidates(doc: Doc) -> list[str]:
     if not rows:
         return []
     total, significant = int(found.get("n_heads") or 0), int(found.get("significant") or 0)
+    _, loose = beyond_chance(doc)
     best = max((tracks.number(row.get("z_null")) for row in rows), default=math.nan)
     bound = tracks.number((found.get("null") or {}).get("max_z_95"))
     said = (
-        f"{significant:,} of {total:,} heads {'is' if significant == 1 else 'are'} beyond what "
-        "the best of all heads reaches by chance (p max < .05)"
+        f"{significant:,} of {total:,} heads ha{'s a score' if significant == 1 else 've scores'} "
+        "beyond what the best of all heads reaches by chance (p max < .05)"
         if significant
         else f"none of {total:,} heads is beyond what the best of them reaches by chance"
     )
     return [
         f"Against shuffled labels {said}: the largest z of those listed is "
         f"{format_number(best, '.2f')}, and in 95 % of shuffles the largest of all heads stays "
-        f"below {format_number(bound, '.2f')}. The list is always full."
+        f"below {format_number(bound, '.2f')}. The list is always full.",
+        *_loose(loose),
+    ]
+
+
+def _loose(rows: list[dict[str, Any]]) -> list[str]:
+    """Candidates whose score stands out though their difference may be 0."""
+    if not rows:
+        return []
+    named = ", ".join(
+        f"{row.get('layer')}.{row.get('head')} (p max "
+        f"{format_number(tracks.number(row.get('p_max')))})"
+        for row in rows
+    )
+    return [
+        f"Not called candidates beyond chance, because the interval of their difference in "
+        f"differences holds 0: {named}."
     ]
 
 

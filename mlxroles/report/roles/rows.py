@@ -58,56 +58,56 @@ def glance_grid(doc: Doc) -> Grid:
     """
     every = findings(doc)
     turns = any(each.normalised.reversed for each in every)
-    head = ["metric", "mean, raw", "uniform attention", "mean, normalised", "p < .05, uncorrected"]
-    head += ["by chance", "corrected, raw", "corrected, normalised", "holds at equal lengths"]
-    head += ["reverses at equal lengths"] if turns else []
+    head = ["model", "metric", "mean, raw", "uniform attention, raw", "mean, normalised"]
+    head += [
+        "p < .05, uncorrected, normalised",
+        "of these by chance",
+        "corrected, raw",
+        "corrected, normalised",
+        "holds at equal lengths, normalised",
+    ]
+    head += ["reverses at equal lengths, normalised"] if turns else []
     rows = []
     for found in every:
         raw, normalised = found.raw, found.normalised
         uniform = "–" if found.is_difference else signed(found.null)
-        line = [LABELS[found.metric], signed(raw.mean), uniform, signed(normalised.mean)]
-        line += [f"{normalised.uncorrected}", f"{normalised.expected:.1f}"]
+        line = [who_is(found.who), LABELS[found.metric], signed(raw.mean), uniform]
+        line += [signed(normalised.mean), f"{normalised.uncorrected}"]
+        line.append(f"{normalised.expected:.2f}")
         line += [_up_down(track, track.significant) for track in (raw, normalised)]
         held = _up_down(normalised, normalised.same_length)
         line.append(held if normalised.is_tested_same_length else "no test")
         line += [_up_down(normalised, normalised.reversed)] if turns else []
-        rows.append([*line, who_is(found.who)])
-    return Grid("At a glance", [*head, "model"], rows)
+        rows.append(line)
+    return Grid("At a glance", head, rows)
 
 
 def head_counts_grid(doc: Doc) -> Grid:
     """How many single heads differ, before and after every correction, length-normalised."""
-    head = ["heads", "p < .05, uncorrected", "by chance", "Benjamini-Hochberg", "maximum statistic"]
+    head = ["model", "heads", "p < .05, uncorrected", "of these by chance", "Benjamini-Hochberg"]
+    head += ["maximum statistic", "holds at equal lengths"]
     rows = []
     for who in tracks.names(doc):
         found = tracks.heads(doc, who)
         if found:
-            line = [f"{int(found.get(name) or 0):,}" for name in ("n", "below_05")]
-            line.append(_number(found, "expected", ".1f"))
+            line = [who_is(who)]
+            line += [f"{int(found.get(name) or 0):,}" for name in ("n", "below_05")]
+            line.append(_number(found, "expected", ".2f"))
             kinds = (f"significant_{name}" for name in ("bh", "max", "same_length"))
             line += [f"{int(found.get(name) or 0):,}" for name in kinds]
-            rows.append([*line, who_is(who)])
-    return Grid("Single heads that differ", [*head, "holds at equal lengths", "model"], rows)
+            rows.append(line)
+    return Grid(f"Single heads that differ, {_heads_of(doc)}", head, rows)
 
 
 def layer_grid(doc: Doc, metric: str, scale: str) -> Grid:
-    """One metric per layer on one scale: every model and the difference, with marks.
-
-    The p after correction is that of the last column: the difference, or the only model.
-    """
+    """One metric per layer on one scale: every model and the difference, with marks and q."""
     head, columns = ["layer"], []
-    last: Track | None = None
     for who in tracks.names(doc):
-        last = tracks.track(doc, who, metric, scale=scale)
-        if last is not None:
-            head.append(who_is(who))
-            columns.append([marked(last, at) for at in range(len(last.layers))])
-    if last is not None:
-        for name, values in (("p", last.p), ("q", last.q), ("q, equal lengths", last.q_same)):
-            head.append(name)
-            columns.append([_p(value) for value in values])
-        head.append("among prompts of equal length")
-        columns.append([at_equal_length(last, layer) for layer in last.layers])
+        found = tracks.track(doc, who, metric, scale=scale)
+        if found is not None:
+            head += [who_is(who), "q", "q =len"]
+            columns.append([marked(found, at) for at in range(len(found.layers))])
+            columns += [[_p(value) for value in values] for values in (found.q, found.q_same)]
     layers = [str(layer) for layer in doc.get("layers") or []]
     focus, other = name_of(doc, metric)
     title = f"{LABELS[metric]} per layer, {scale}: {focus} against {other}"
@@ -135,9 +135,9 @@ def form_grid(doc: Doc) -> Grid:
                 found = [tracks.track(doc, who, metric, scale=scale, form=f) for f in FORMS]
                 if any(found):
                     cells = [_mean(track) for track in found]
-                    rows.append([LABELS[metric], scale, *cells, who_is(who)])
+                    rows.append([who_is(who), LABELS[metric], scale, *cells])
         rows += _uniform(doc, metric)
-    head = ["metric", "scale", *map(form_name, FORMS), "model"]
+    head = ["model", "metric", "scale", *map(form_name, FORMS)]
     return Grid("Forms of the ratio: mean over layers", head, rows)
 
 
@@ -147,7 +147,7 @@ def _uniform(doc: Doc, metric: str) -> list[list[str]]:
     found = [tracks.number((by_form.get(form) or {}).get(metric)) for form in FORMS]
     if all(map(math.isnan, found)):
         return []
-    return [[LABELS[metric], "raw", *map(signed, found), "uniform attention"]]
+    return [["uniform attention", LABELS[metric], "raw", *map(signed, found)]]
 
 
 def _mean(track: Track | None) -> str:
@@ -167,7 +167,7 @@ def head_grid(doc: Doc, who: str) -> Grid:
         line += [_ranged(row, "d"), _ranged(row, "delta")]
         line += [_p(tracks.number(row.get(n))) for n in ("p", "q", "p_max", "p_same_length")]
         rows.append([*line, "yes" if row.get("flagged") else ""])
-    title = f"Heads with the smallest p, {who_is(who)}, length-normalised"
+    title = f"Heads with the smallest p, {who_is(who)}: {_heads_of(doc)}"
     return Grid(title, head, rows)
 
 
@@ -233,13 +233,11 @@ def mark(track: Track, layer: int) -> str:
     return found + "‡" * (layer in track.reversed)
 
 
-def at_equal_length(track: Track, layer: int) -> str:
-    """Whether a significant layer holds among prompts of equal length, in words."""
-    if layer in track.reversed:
-        return "reverses"
-    if layer in track.same_length:
-        return "holds"
-    return "not confirmed" if layer in track.significant else ""
+def _heads_of(doc: Doc) -> str:
+    """What the tests of single heads compare."""
+    if tracks.contrast(doc) is None:
+        return "length-normalised"
+    return f"{' against '.join(name_of(doc, 'rfc'))}, length-normalised"
 
 
 def _up_down(track: Track, layers: frozenset[int]) -> str:

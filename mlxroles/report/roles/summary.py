@@ -2,15 +2,18 @@
 
 from mlxroles.report.markup import bullets, escape, table
 from mlxroles.report.roles import rows, tracks
+from mlxroles.report.roles.box import sentences
 from mlxroles.report.roles.reading import reading
 from mlxroles.report.roles.tracks import Doc
-from mlxroles.report.roles.wording import sentence, shown
+from mlxroles.report.roles.wording import reading_of, shown
 
 
 def markdown(doc: Doc) -> str:
     """The finding, the reading and the tables but for that of all prompts; all text escaped."""
     name = shown(doc.get("display") or doc.get("family") or "a model", 80)
-    parts = [f"# Role metrics of {escape(name)}", escape(sentence(doc))]
+    how = reading_of(doc)
+    title = f"Role metrics of {name}" + (f", {how}" if how else "")
+    parts = [f"# {escape(title)}", *map(escape, sentences(doc))]
     for grid in (rows.glance_grid(doc), rows.head_counts_grid(doc)):
         parts += table(grid) if grid.rows else []
     for section in reading(doc):
