@@ -216,3 +216,10 @@ def test_third_party_imports_are_declared():
     declared = {re.split(r"[\[<>=;\s]", line)[0].replace("-", "_") for line in lines}
     foreign = set().union(*map(imported, MODULES)) - set(sys.stdlib_module_names) - declared
     assert foreign <= {"mlxroles", "transformers"}  # transformers comes with mlx_lm
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_linked_files_exist(name):
+    for target in re.findall(r"\]\(([^)#\s]+)", document(name)):
+        assert "://" in target or (ROOT / target).exists(), target
+
