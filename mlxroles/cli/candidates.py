@@ -61,8 +61,7 @@ def _chance(doc: dict[str, Any]) -> list[str]:
     if "null" in doc:
         found.append(
             f"the largest z of {doc['n_heads']} heads stays below {doc['null']['max_z_95']:.2f} in "
-            f"95 % of {doc['null']['n']} shuffles of the categories; {doc['significant']} heads "
-            "lie above"
+            f"95 % of {doc['null']['n']} shuffles of the categories; above: {doc['significant']}"
         )
     if "population" in doc:
         found += [
