@@ -238,6 +238,33 @@ def test_correlate_takes_the_differences_that_a_table_states(shared, call, tmp_p
     assert "contradict" in json.loads(out)["notes"][0]
 
 
+def test_any_number_of_tables_of_one_name_is_told_apart(shared, call, tmp_path):
+    table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
+    paths = [tmp_path / name / "out" / "detailed_comparison.csv" for name in "abc"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        shutil.copy(table, path)
+    _, out, _ = call("correlate", "--compat", *paths, "--json")
+    assert list(json.loads(out)["sources"]) == ["a/out/out", "b/out/out", "c/out/out"]
+    _, out, _ = call("correlate", "--compat", *paths[:1] * 3, "--json")
+    assert len(json.loads(out)["correlations"]) == 3
+
+
+def test_a_run_of_one_model_is_compared_with_nothing(call, tmp_path):
+    args = ["--variant", "base", "--prompts", prompts(tmp_path / "p.json"), "--json"]
+    _, out, _ = call("entropy", "--family", "tiny", *args)
+    for command in ("compare", "candidates"):
+        status, _, err = call(command, json.loads(out)["run"])
+        assert (status, err.count("\n")) == (1, 1)
+        assert "one model" in err
+
+
+def test_a_reading_that_has_no_place_is_one_line(tiny_run, call, tmp_path):
+    (tmp_path / tiny_run["run"] / "readings").write_text("x")
+    status, _, err = call("report", tiny_run["run"], "--queries", "last")
+    assert (status, err.count("\n")) == (1, 1)
+
+
 def test_families_in_different_forms_are_said_to_be(tiny_run, shared, call):
     table = shared / "data" / "self-referent-study" / "llama_detailed_comparison.csv"
     _, out, _ = call("correlate", "tiny", table, "--json")

@@ -222,4 +222,3 @@ def test_third_party_imports_are_declared():
 def test_linked_files_exist(name):
     for target in re.findall(r"\]\(([^)#\s]+)", document(name)):
         assert "://" in target or (ROOT / target).exists(), target
-

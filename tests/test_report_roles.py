@@ -381,6 +381,16 @@ def test_lengths_that_no_two_categories_share_are_said():
     assert "No length occurs in both self_referent and confounder" not in text
 
 
+def test_few_confounders_leave_what_rfc_shows():
+    doc = role_doc()
+    set_track(doc, ["raw", "normalised"], "base", "rfc", [-0.05] * 4, q=0.01)
+    doc["lengths"]["confounder"]["n"] = 3
+    said = sentence(doc)
+    assert "Too few prompts for any conclusion" not in said
+    assert "3 prompts of confounder are too few for RSI" in said
+    assert "RFC is below 0 in 4 of 4 layers" in said
+
+
 def test_few_partners_of_equal_length_are_said():
     doc = role_doc()
     for i, prompt in enumerate(doc["prompts"]):

@@ -30,8 +30,11 @@ def stored_analysis(given: dict[str, Any]) -> "Analysis":
     Raises:
         click.UsageError: ``--compat`` with a reading, which the study's formulas do not have.
     """
-    if given["compat"] and (given["queries"], given["keys"]) != ("all", "all"):
-        raise click.UsageError("--compat takes all queries and keys, as the study did")
+    if given["compat"] and (given["queries"], given["keys"], given["seed"]) != ("all", "all", 0):
+        raise click.UsageError(
+            "--compat takes all queries and keys and draws nothing, as the study did: it has no "
+            "--queries, --keys or --seed"
+        )
     return chosen_analysis(given)
 
 

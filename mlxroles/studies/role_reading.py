@@ -27,6 +27,8 @@ from mlxroles.studies.role_results import Analysis
 Document = dict[str, Any]
 PAIRED_BY = ":"
 """Between the two files of a family whose base and instruct lie apart."""
+MOST_FOLDERS = 3
+"""Folders that stand before a name that is not the only one of its kind."""
 DIGITS = 1e-6
 """How far a difference may lie from that of the rounded means beside it."""
 
@@ -46,7 +48,7 @@ class TwoModels:
         self.base = sources.load(base)
         self.instruct = self.base if instruct is None else sources.load(instruct)
         self.is_table = not (self.base.tables or self.instruct.tables)
-        if self.base is self.instruct and self.base.kind == "patterns":
+        if self.base is self.instruct and len(self.base.tables) == 1:
             raise SpecError(
                 f"{shown(self.base.path)} holds one model; name base and instruct with --base and "
                 f"--instruct, or as BASE{PAIRED_BY}INSTRUCT"
@@ -236,7 +238,9 @@ def correlation(
     }
     about: Document = {"schema": "mlxroles/correlate/1", "compat": is_compat}
     about["sources"] = dict(zip(rows, named, strict=True))
-    about["notes"] = _mismatches(rows, is_compat=is_compat)
+    stored = [models for models in families if not models.is_table]
+    exactness = stored[0].exactness() if is_compat and stored else []
+    about["notes"] = [*exactness, *_mismatches(rows, is_compat=is_compat)]
     profiles = {name: correlate.from_rows(one, metric) for name, one in rows.items()}
     if is_compat:
         return about | compat.cross_model(rows, metric=metric), profiles
@@ -296,14 +300,16 @@ def family_of(text: str) -> TwoModels:
 
 
 def _distinct(families: Sequence[TwoModels]) -> list[str]:
-    """A name for each; those that would share one are told apart by their folder or a number."""
+    """A name for each; those that share one are told apart by their folders, else by a number."""
     names = [models.name for models in families]
-    found: list[str] = []
-    for name, models in zip(names, families, strict=True):
-        parent = models.base.path.resolve().parent.name
-        one = f"{parent}/{name}" if names.count(name) > 1 else name
-        found.append(one if one not in found else f"{one} ({found.count(one) + 1})")
-    return found
+    for depth in range(1, MOST_FOLDERS + 1):
+        twice = {name for name in names if names.count(name) > 1}
+        for n, models in enumerate(families):
+            if names[n] in twice:
+                folders = models.base.path.resolve().parts[-1 - depth : -1]
+                names[n] = "/".join([*folders, models.name])
+    numbers = [names[: n + 1].count(name) for n, name in enumerate(names)]
+    return [f"{name} ({i})" if i > 1 else name for name, i in zip(names, numbers, strict=True)]
 
 
 def _comparison_of(source: Source) -> list[dict[str, Any]]:

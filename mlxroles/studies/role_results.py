@@ -89,7 +89,8 @@ def finish(
     if stored is not None and _has_files(stored, doc, place) and not again:
         return stored
     _pack_once(folder, doc)
-    make_folder(place)
+    with plain_errors(place):
+        make_folder(place)
     write_json(place / SUMMARY, doc)
     if doc["missing_cells"]:
         return doc

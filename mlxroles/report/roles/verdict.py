@@ -63,13 +63,15 @@ class Model(NamedTuple):
 
 
 def few_prompts(doc: Doc) -> str:
-    """Which categories have too few prompts for any conclusion; empty if all have enough."""
-    sizes = doc.get("lengths") or {}
-    compared = [name for name in tracks.contrast(doc) or () if name is not None]
-    numbers = {name: int((sizes.get(name) or {}).get("n") or 0) for name in compared}
+    """Focus and reference with their sizes, if one has too few prompts for any conclusion."""
+    numbers = {name: _size(doc, name) for name in (tracks.contrast(doc) or ())[:2]}
     if not numbers or (min(numbers.values()) >= FEWEST and smallest_p(doc, "rfc") < tracks.ALPHA):
         return ""
     return ", ".join(f"{n} {shown(name, _NAME)}" for name, n in numbers.items())
+
+
+def _size(doc: Doc, category: str) -> int:
+    return int(((doc.get("lengths") or {}).get(category) or {}).get("n") or 0)
 
 
 def verdict(doc: Doc, found: list[Finding]) -> str:
@@ -81,13 +83,15 @@ def verdict(doc: Doc, found: list[Finding]) -> str:
             "no intervals, and no layer is called significant."
         )
     each_model = models(found)
-    focus, reference, confounder = (
-        None if name is None else shown(name, _NAME) for name in tracks.contrast(doc) or ()
-    )
-    assert focus is not None
-    assert reference is not None
-    if confounder is None:
+    compared = tracks.contrast(doc)
+    assert compared is not None
+    focus, reference = (shown(name, _NAME) for name in compared[:2])
+    if compared[2] is None:
         return _without_confounder(each_model, focus, reference)
+    confounder, n_confounder = shown(compared[2], _NAME), _size(doc, compared[2])
+    if n_confounder < FEWEST:
+        told = _without_confounder(each_model, focus, reference)
+        return f"{told} {n_confounder} prompts of {confounder} are too few for RSI."
     names = focus, reference, confounder
     groups = _alike(each_model)
     telling = [group for group in groups if group[0].any]
