@@ -85,6 +85,11 @@ def test_command_that_needs_no_model_loads_no_heavy_module(arguments):
     assert loaded_by(code, HEAVY) == []
 
 
+@pytest.mark.parametrize("name", ["role_reading", "role_results", "reports"])
+def test_reading_a_stored_run_loads_no_model_library(name):
+    assert loaded_by(f"import mlxroles.studies.{name}", MODEL_LIBRARIES) == []
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_listed_command_has_its_module(name):
     assert (PACKAGE / "cli" / f"{name}.py").is_file()

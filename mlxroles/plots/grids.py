@@ -11,9 +11,8 @@ from matplotlib.image import AxesImage
 
 from mlxroles import documents
 from mlxroles.plots import canvas
+from mlxroles.plots.maps import picture
 
-_MAP = "PuOr_r"
-_MISSING = "#d9d9d9"
 _NUMBERED_CELLS = 12
 _STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 4, 5)]
 
@@ -66,16 +65,7 @@ def _any(grid: np.ndarray) -> bool:
 
 
 def _panel(axes: Axes, grid: np.ndarray, norm: TwoSlopeNorm) -> AxesImage:
-    axes.set_facecolor(_MISSING)
-    axes.grid(visible=False)
-    image = axes.imshow(
-        np.ma.masked_invalid(grid),
-        cmap=_MAP,
-        norm=norm,
-        aspect="auto",
-        interpolation="nearest",
-        origin="lower",
-    )
+    image = picture(axes, grid, norm)
     if _any(grid):
         row, column = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
         axes.plot(

@@ -36,11 +36,11 @@ def centred(grids: Iterable[Numbers]) -> tuple[Normalize, bool]:
     return Normalize(-end, end), is_cut
 
 
-def cells(axes: Axes, grid: Numbers, layers: Sequence[int], norm: Normalize) -> AxesImage:
-    """Draws a grid [layer, head], layer 0 at the bottom; grey where there is no number."""
+def picture(axes: Axes, grid: Numbers, norm: Normalize) -> AxesImage:
+    """Draws a grid, row 0 at the bottom; grey where there is no number."""
     axes.set_facecolor(_MISSING)
     axes.grid(visible=False)
-    image = axes.imshow(
+    return axes.imshow(
         np.ma.masked_invalid(grid),
         cmap=DIVERGING,
         norm=norm,
@@ -48,6 +48,11 @@ def cells(axes: Axes, grid: Numbers, layers: Sequence[int], norm: Normalize) -> 
         interpolation="nearest",
         origin="lower",
     )
+
+
+def cells(axes: Axes, grid: Numbers, layers: Sequence[int], norm: Normalize) -> AxesImage:
+    """Draws a grid [layer, head] with its numbers, layer 0 at the bottom."""
+    image = picture(axes, grid, norm)
     number(axes, layers, grid.shape[1])
     return image
 

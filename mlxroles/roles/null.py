@@ -11,10 +11,8 @@ from numpy.typing import ArrayLike
 
 from mlxroles.roles.contrast import Contrast
 from mlxroles.roles.metrics import DEFAULT_FORM, FORMS, METRICS, Means, difference_of_means, forms
-from mlxroles.roles.table import Entropies, Reading
+from mlxroles.roles.table import NEAR, Entropies, Reading
 from mlxroles.stats import nan_mean
-
-_NEAR = 3
 
 
 def uniform_table(
@@ -33,7 +31,7 @@ def uniform_table(
     inside = (np.arange(longest) < tokens[:, None])[:, None, None]
     no_first = np.log(np.maximum(seen - 1, 1))
     no_first[0] = np.nan
-    near = np.arange(_NEAR)[None, :] < seen[:, None]
+    near = np.arange(NEAR)[None, :] < seen[:, None]
     weights = np.where(near, 1 / seen[:, None], 0.0)
     shared = np.where(inside[..., None], weights, np.nan)
     return Entropies(

@@ -16,12 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxroles.errors import StoreError
-from mlxroles.roles.table import Entropies
+from mlxroles.roles.table import NEAR, Entropies
 from mlxroles.store.files import plain_errors, shown
 from mlxroles.text import safe_text
-
-NEAR = 3
-"""How many keys ``first_keys`` and ``recent_keys`` of a table hold."""
 
 # What numpy and zipfile raise for an array whose bytes are not what they should be.
 _DAMAGE = (

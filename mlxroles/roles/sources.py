@@ -18,6 +18,8 @@ from mlxroles.roles.patterns import Patterns
 from mlxroles.roles.table import Entropies
 from mlxroles.roles.tables_csv import Row
 from mlxroles.store.files import plain_errors, shown
+from mlxroles.store.manifest import MANIFEST
+from mlxroles.store.summary import SUMMARY, read_summary
 from mlxroles.text import did_you_mean, safe_text, slug
 
 RESULTS = Path("results")
@@ -104,7 +106,7 @@ def find(text: str, *, results: Path = RESULTS) -> Path:
     if not exists:
         return _named(text, results)
     if not is_folder:
-        inner = path.name in (stored.RUN_FILE, stored.SUMMARY, stored.MANIFEST)
+        inner = path.name in (stored.RUN_FILE, SUMMARY, MANIFEST)
         return path.parent if inner else path
     if stored.is_run(path):
         return path
@@ -153,7 +155,7 @@ def _newest(folder: Path, name: str, what_to_do: str) -> Path:
 def _of_run(path: Path) -> Source:
     if not stored.is_run(path):
         raise StoreError(f"{shown(path)} is not a run folder: {_expected()}")
-    run = stored.summary(path)
+    run = read_summary(path)
     return Source(_display(run, path), path, "run", tables=stored.tables(path))
 
 

@@ -4,20 +4,21 @@ The file may come from elsewhere, so sizes, lengths and numbers are compared wit
 anything is computed from them. Not here: finding the run (``sources``).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mlxroles.errors import StoreError
-from mlxroles.roles.patterns import NEAR, categories
-from mlxroles.roles.table import Entropies
+from mlxroles.roles.patterns import categories
+from mlxroles.roles.table import NEAR, Entropies
 from mlxroles.store import reader
 from mlxroles.store.files import plain_errors, shown
+from mlxroles.store.manifest import MANIFEST
+from mlxroles.store.summary import read_summary
 from mlxroles.text import safe_text
 
-RUN_FILE, SUMMARY, MANIFEST = "run.h5", "summary.json", "manifest.json"
+RUN_FILE = "run.h5"
 
 _QUERY = ("prompt", "layer", "head", "query")
 _AXES = {
@@ -49,7 +50,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def is_complete(path: Path) -> bool:
     """Whether a run has all of its cells, as far as its summary says."""
-    found = summary(path)
+    found = read_summary(path)
     return (path / RUN_FILE).is_file() and found.get("missing_cells") == 0
 
 
@@ -63,17 +64,8 @@ def is_readable(file: Path) -> bool:
 
 def n_models(path: Path) -> int:
     """How many models a run holds, as far as its summary says."""
-    models = summary(path).get("models")
+    models = read_summary(path).get("models")
     return len(models) if isinstance(models, list) else 0
-
-
-def summary(path: Path) -> dict[str, object]:
-    """The document of a run; empty where it is missing or damaged, since it is derived."""
-    try:
-        found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def tables(path: Path) -> dict[str, Entropies]:
@@ -160,7 +152,7 @@ def _layers(file: Path) -> tuple[int, ...]:
 
 
 def _only_model(path: Path) -> str:
-    models = summary(path).get("models")
+    models = read_summary(path).get("models")
     name = models[0] if isinstance(models, list) and len(models) == 1 else None
     return name if isinstance(name, str) else "model"
 

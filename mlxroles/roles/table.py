@@ -20,6 +20,9 @@ Keys = Literal["all", "no-bos"]
 QUERIES: tuple[Queries, ...] = ("all", "no-first", "last")
 KEYS: tuple[Keys, ...] = ("all", "no-bos")
 
+NEAR = 3
+"""Keys at either end of what a query sees whose weights are kept one by one."""
+
 Numbers = NDArray[np.floating]
 
 

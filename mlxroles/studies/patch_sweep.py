@@ -15,6 +15,7 @@ from mlxroles.runner import run
 from mlxroles.store.files import plain_errors, write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
+from mlxroles.store.summary import SUMMARY, notes_of
 from mlxroles.studies.inputs import encoded, several_tokens, targets_for, with_others
 from mlxroles.studies.patch import (
     CONTROLS,
@@ -25,7 +26,7 @@ from mlxroles.studies.patch import (
 )
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
-from mlxroles.studies.place import SUMMARY, RunPlace, computed_by, notes_of
+from mlxroles.studies.place import RunPlace, computed_by
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads
 from mlxroles.versions import now, versions
 

@@ -1,7 +1,6 @@
 """Where a study puts its run: the folder, whether to begin anew, and what the manifest holds."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from mlxroles.backend import device_name, on_gpu
 from mlxroles.store.folder import RunFolder
 from mlxroles.studies.subject import Subject
 from mlxroles.versions import now, versions
-
-SUMMARY = "summary.json"
-"""The document of a finished or interrupted run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +68,6 @@ class RunPlace:
             fresh=self.fresh,
             allow_drift=self.allow_drift,
         )
-
-
-def notes_of(folder: RunFolder, notes: Iterable[str], key: str = "notes") -> list[str]:
-    """These notes after those of earlier processes, in which models were loaded that now are not.
-
-    Args:
-        folder: The run; its ``summary.json``, where there is one, holds the earlier notes.
-        notes: What this process has to say.
-        key: Where the summary keeps them.
-    """
-    try:
-        summary = json.loads((folder.path / SUMMARY).read_text(encoding="utf-8"))
-        earlier = [text for text in summary[key] if isinstance(text, str)]
-    except (OSError, ValueError, KeyError, TypeError):  # derived: it may be missing or damaged
-        earlier = []
-    return list(dict.fromkeys([*earlier, *notes]))
 
 
 def computed_by() -> dict[str, str]:

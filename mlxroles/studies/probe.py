@@ -21,8 +21,9 @@ from mlxroles.probes import Targets
 from mlxroles.prompts import Prompt, token_texts
 from mlxroles.runner import Result, run
 from mlxroles.store.folder import RunFolder
+from mlxroles.store.summary import SUMMARY, notes_of
 from mlxroles.studies.inputs import Encoded, encoded, several_tokens, targets_for
-from mlxroles.studies.place import SUMMARY, RunPlace, computed_by, notes_of
+from mlxroles.studies.place import RunPlace, computed_by
 from mlxroles.studies.subject import Subject
 from mlxroles.text import safe_text
 from mlxroles.versions import now, versions

@@ -1,6 +1,5 @@
 """The report of a stored run, of any kind, made again from what the run folder holds."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from mlxroles.roles.correlate import Profile
 from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic, write_json
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
-from mlxroles.studies.place import SUMMARY
+from mlxroles.store.summary import SUMMARY, read_summary
 from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
 
 
@@ -72,11 +71,8 @@ def _kind(folder: RunFolder) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    try:
-        doc = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        doc = None
-    if not isinstance(doc, dict) or not doc.get("schema"):
+    doc = read_summary(path)
+    if not doc.get("schema"):
         raise StoreError(
             f"{shown(path / SUMMARY)} is missing or damaged; run the command again that made the "
             "run: what is stored is not computed again"

@@ -6,7 +6,6 @@ someone asks for it.
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,24 +16,22 @@ from mlxroles.errors import StoreError
 from mlxroles.events import RunFinished
 from mlxroles.plots import role_figures
 from mlxroles.roles import compare, contrast, document, sources
-from mlxroles.roles import stored as stored_runs
-from mlxroles.roles.table import Entropies, Reading
+from mlxroles.roles.stored import RUN_FILE, is_readable
+from mlxroles.roles.table import NEAR, Entropies, Reading
 from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic, write_json
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
 from mlxroles.store.schema import Variable
-from mlxroles.studies.place import SUMMARY, notes_of
+from mlxroles.store.summary import SUMMARY, notes_of, read_summary
 from mlxroles.text import slug
 from mlxroles.versions import now, versions
 
 SCHEMA = "mlxroles/entropy/1"
-RUN_FILE = "run.h5"
 FIGURES = "figures"
 PAGE = "report.html"
 READINGS = "readings"
 """Folder, within a run, of reports that read it otherwise."""
 _PER_QUERY = ("layer", "head", "query")
-_NEAR = 3
 SINK = 1e-3
 """Weight that a first query may lack without a sink, by rounding."""
 
@@ -108,12 +105,10 @@ def place_of(path: Path, analysis: Analysis) -> Path:
 
     The run's own report stays what the run's command made it.
     """
-    try:
-        stored = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-        own = stored["analysis"] if stored["schema"] == SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError):
+    stored = read_summary(path)
+    if stored.get("schema") != SCHEMA or "raw" not in stored:
         return path
-    if own is None or "raw" not in stored or own == analysis.document():
+    if stored.get("analysis") == analysis.document():
         return path
     reading = analysis.reading
     parts = [f"queries-{reading.queries}", f"keys-{reading.keys}"]
@@ -212,14 +207,9 @@ def _about(
 
 def _stored(place: Path, doc: Mapping[str, Any]) -> dict[str, Any] | None:
     """The document that an earlier process wrote with the same settings."""
-    try:
-        stored = json.loads((place / SUMMARY).read_text(encoding="utf-8"))
-        same = stored["schema"] == SCHEMA and stored["analysis"] == doc["analysis"]
-        whole = not stored["missing_cells"] and "raw" in stored
-        here = stored["run_id"] == doc["run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return stored if same and whole and here else None
+    stored = read_summary(place)
+    same = all(stored.get(key) == doc[key] for key in ("schema", "run_id", "analysis"))
+    return stored if same and stored.get("missing_cells") == 0 and "raw" in stored else None
 
 
 def _has_files(stored: Mapping[str, Any], doc: Mapping[str, Any], place: Path) -> bool:
@@ -231,12 +221,9 @@ def _has_files(stored: Mapping[str, Any], doc: Mapping[str, Any], place: Path) -
 
 def _pack_once(folder: RunFolder, doc: Mapping[str, Any]) -> None:
     """Packs the run unless an earlier process has packed all of it."""
-    try:
-        earlier = json.loads((folder.path / SUMMARY).read_text(encoding="utf-8"))
-        whole = not earlier["missing_cells"] and earlier["run_id"] == doc["run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if whole and stored_runs.is_readable(Path(doc["file"])):
+    earlier = read_summary(folder.path)
+    whole = earlier.get("missing_cells") == 0 and earlier.get("run_id") == doc["run_id"]
+    if whole and is_readable(Path(doc["file"])):
         return
     if any(record.status == "ok" for record in folder.records().values()):
         _pack(folder, doc)
@@ -260,7 +247,7 @@ def _pack(folder: RunFolder, doc: Mapping[str, Any]) -> None:
         "layer": shape[0],
         "head": shape[1],
         "query": max(prompt["n_tokens"] for prompt in prompts),
-        "near": _NEAR,
+        "near": NEAR,
     }
     if several:
         coords = {"model": list(models), **coords}

@@ -18,10 +18,9 @@ from mlxroles.plots.lines import Series
 from mlxroles.plots.roles.frame import frame, legend
 from mlxroles.plots.roles.layers import NULL, intervals
 from mlxroles.plots.roles.subject import Numbers, Subject, category_mean, shown
-from mlxroles.roles.table import Entropies, Reading
+from mlxroles.roles.table import NEAR, Entropies, Reading
 from mlxroles.stats import Interval, percentile_interval, resample_counts, weighted_means
 
-NEAR = 3
 _PANELS, _COLUMNS = 8, 4
 _RESAMPLES = 2000
 
