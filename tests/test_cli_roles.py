@@ -114,7 +114,8 @@ def test_candidates_of_a_run_come_with_chance_and_null(tiny_run, call):
     doc = json.loads(out)
     assert (status, len(doc["rows"])) == (0, 4)
     assert doc["rows"] == tiny_run["candidates"]["rows"][:4]
-    _, out, _ = call("candidates", tiny_run["run"], "--top-k", "4")
+    _, out, err = call("candidates", tiny_run["run"], "--top-k", "4")
+    assert f"from {tiny_run['run']}\n" in err
     assert "consistency by chance alone" in out
     assert "shuffles of the categories" in out.replace("\n", " ")
 

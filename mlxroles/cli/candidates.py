@@ -50,7 +50,10 @@ def command(**given: Any) -> int:
 
     show(candidates_table(doc["rows"]), plain=given["plain"])
     show(paragraphs(_chance(doc)), plain=given["plain"])
-    for text in doc["notes"]:
+    for text in (
+        *doc["notes"],
+        f"from {' and '.join(dict.fromkeys([doc['base'], doc['instruct']]))}",
+    ):
         note(text)
     return 0
 

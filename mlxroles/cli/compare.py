@@ -44,7 +44,10 @@ def command(**given: Any) -> int:
     summary = doc["summary"] or {}
     lines = [_sum_up(name, one) for name, one in summary.items() if isinstance(one, dict)]
     show(paragraphs(lines), plain=given["plain"])
-    for text in doc["notes"]:
+    for text in (
+        *doc["notes"],
+        f"from {' and '.join(dict.fromkeys([doc['base'], doc['instruct']]))}",
+    ):
         note(text)
     return 0
 
