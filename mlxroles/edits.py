@@ -5,15 +5,16 @@ of ``SITES``; ``value`` must fit the part of that array that the edit selects.
 """
 
 import operator
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mlxroles.backend import mx
 
-Operation = Literal["replace", "add", "scale"]
+Operation = Literal["replace", "add", "scale", "project"]
 
 SITES = {
     "resid_pre": "batch position d_model",
@@ -54,7 +55,8 @@ class Edit:
     site: str
     layer: int
     value: mx.array | np.ndarray | float
-    """Array that broadcasts to the selected part, or a number (``scale`` by 0 ablates)."""
+    """Array that broadcasts to the selected part, or a number. For ``project`` a direction along
+    the last axis, of any length but 0, that is taken out: x - (x.d / d.d) d."""
     op: Operation = "replace"
     positions: Sequence[int] | None = None
     """Positions (queries for ``pattern``) that change, counted from 0; None for all of them."""
@@ -72,6 +74,87 @@ class Edit:
             if items is not None and len({*items}) < len(items):
                 raise ValueError(f"a {what} is named twice in {list(items)}")
 
+    @property
+    def first_position(self) -> int:
+        """The first position that changes."""
+        return 0 if self.positions is None else min(self.positions, default=sys.maxsize)
+
+
+def zero(site: str, layer: int, **where: Any) -> Edit:
+    """Ablation: zeros at a site; ``where`` may name ``positions`` and ``heads``."""
+    return Edit(site, layer, 0.0, **where)
+
+
+def mean(site: str, layer: int, reference: mx.array, **where: Any) -> Edit:
+    """Mean ablation: every prompt's array becomes the mean of a reference set's.
+
+    Args:
+        site: Site, of which ``reference`` has the layout with one row per reference prompt.
+        layer: Layer.
+        reference: [prompt, ...]; positions must be as many as the edited run has.
+        where: ``positions`` and ``heads``.
+
+    Raises:
+        ValueError: as ``selected``.
+    """
+    average = reference.astype(mx.float32).mean(axis=0, keepdims=True)
+    return transplant(site, layer, average, **where)
+
+
+def resample(
+    site: str, layer: int, reference: mx.array, rng: np.random.Generator, **where: Any
+) -> Edit:
+    """Resample ablation: what one prompt, drawn from a reference set, had there.
+
+    Arguments and errors are those of ``mean``.
+    """
+    drawn = int(rng.integers(reference.shape[0]))
+    return transplant(site, layer, reference[drawn : drawn + 1], **where)
+
+
+def project_out(site: str, layer: int, direction: mx.array | np.ndarray, **where: Any) -> Edit:
+    """Takes the component along a direction [d] (or [head, d] at sites with heads) out.
+
+    Raises:
+        ValueError: a direction of length 0 or with numbers that are not finite.
+    """
+    given = np.asarray(direction, dtype=np.float32)
+    if not np.isfinite(given).all() or not (np.linalg.norm(given, axis=-1) > 0).all():
+        raise ValueError("a direction must be finite and longer than 0")
+    return Edit(site, layer, mx.array(given), "project", **where)
+
+
+def transplant(site: str, layer: int, array: mx.array, **where: Any) -> Edit:
+    """Puts in what a donor's array [1, ...] in the site's layout holds at the same places.
+
+    Raises:
+        ValueError: a position or head that the array does not have.
+    """
+    edit = Edit(site, layer, array, **where)
+    return replace(edit, value=selected(edit, array))
+
+
+def onto(edit: Edit, start: int, length: int) -> Edit | None:
+    """The edit on an array that holds only the positions ``start`` to ``length`` - 1 of a run.
+
+    None where it changes none of them. The key axis of ``pattern`` stays whole.
+    """
+    if start == 0:
+        return edit
+    axis = -2 if edit.site in STREAM_SITES or edit.site == "pattern" else -3
+    value, size = edit.value, length if edit.positions is None else len(edit.positions)
+    left = None
+    kept = list(range(start, length))
+    if edit.positions is not None:
+        kept = [n for n, p in enumerate(edit.positions) if p >= start]
+        left = tuple(edit.positions[n] - start for n in kept)
+        if not left:
+            return None
+    shape: tuple[int, ...] = getattr(value, "shape", ())
+    if edit.op != "project" and len(shape) >= -axis and shape[axis] == size > 1:
+        value = mx.take(mx.array(value), mx.array(kept), axis=axis)
+    return replace(edit, value=value, positions=left)
+
 
 def apply(edit: Edit, array: mx.array) -> mx.array:
     """A new array with the edit carried out; shape and dtype stay those of ``array``.
@@ -88,14 +171,23 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
         new = value
     elif edit.op == "add":
         new = old + value
-    else:
+    elif edit.op == "scale":
         new = old * value
+    else:
+        new = _without(old, value)
     new = mx.broadcast_to(new, old.shape).astype(array.dtype)
     if index is None:
         return new
     out = array[...]  # a handle of its own: item assignment rebinds it and leaves ``array`` alone
     out[index] = new
     return out
+
+
+def _without(old: mx.array, direction: mx.array) -> mx.array:
+    """``old`` less its component along a direction, worked out in float32."""
+    x, d = old.astype(mx.float32), direction.astype(mx.float32)
+    along = (x * d).sum(axis=-1, keepdims=True) / (d * d).sum(axis=-1, keepdims=True)
+    return x - along * d
 
 
 def selected(edit: Edit, array: mx.array) -> mx.array:

@@ -1,15 +1,18 @@
 """Runs the pending cells of a study into its run folder and tells events about it.
 
 The runner knows nothing of models: a study cuts pending cells into batches and computes a batch;
-the runner stores each result as it comes, records what fails, and leaves at the first signal with
-the running batch stored. Between the two passes only plain data, so that the computing half can
-move into a process of its own.
+the runner stores what was computed while the next batch computes, records what fails, and leaves
+at the first signal with the running batch stored. Between the two passes only plain data, so that
+the computing half can move into a process of its own.
 """
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlxroles.errors import MlxrolesError, StoreError
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 SAME_CAUSE = 3
 """Cells in a row that fail of one cause, after which a run stops instead of failing on."""
+
+WAITING = 2
+"""Computed batches that are being written or wait for it, at most."""
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """What ends a run early, its running batch stored."""
@@ -85,11 +91,14 @@ class _Signals:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.interrupts = True
+        """Whether a second signal interrupts whatever is going on."""
 
     def handle(self, number: int, _frame: object) -> None:
-        if self.name is not None:
+        if self.name is None:
+            self.name = signal.Signals(number).name
+        elif self.interrupts:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 @contextmanager
@@ -119,17 +128,24 @@ def run(
     *,
     title: str,
     notes: Iterable[str] = (),
+    stored: "Callable[[Result], None] | None" = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> RunFinished:
     """Computes and stores every cell that is not stored yet.
+
+    One thread writes while this one computes; it is gone when this function returns or raises,
+    and what was computed by then is stored.
 
     Args:
         study: What computes.
         cells: The whole plan.
         folder: Where results go, open for writing.
-        emit: Told of everything that happens.
+        emit: Told of everything that happens; of cells by the thread that writes, as soon as
+            they are safe on the disk.
         title: One line that names the run.
         notes: What whoever watches should know, beside what the folder has to say.
+        stored: What else is done with a result that is safe, by the thread that writes and
+            before ``emit`` is told of it.
         clock: Seconds, monotonic.
 
     Returns:
@@ -139,6 +155,8 @@ def run(
         StoreError: nothing more can be stored. What was stored is safe.
         MlxrolesError: what the study needs cannot be prepared, or three cells in a row failed
             alike.
+
+    Whatever ``stored`` or ``emit`` raise ends the run as it is.
     """
     begun = clock()
     done = folder.done()
@@ -153,11 +171,16 @@ def run(
             emit(CellDone(cell, records[cell.id].values, records[cell.id].seconds, restored=True))
     pending = [cell for cell in cells if cell.id not in done]
     with _noted_signals() as noted:
-        job = _Job(study, folder, emit, clock)
+        writer = _Writer(folder, emit, stored)
+        job = _Job(study, writer, emit, clock)
         try:
             job.all(study.batches(pending), noted)
         except KeyboardInterrupt:
             noted.name = noted.name or "SIGINT"
+        finally:
+            noted.interrupts = False  # what is computed will be stored, which takes moments
+            writer.close()
+    writer.check()
     n_done = len([cell for cell in cells if cell.id in folder.done()])
     # a signal that came with the last batch has ended nothing early
     interrupted = noted.name if n_done < len(cells) else None
@@ -166,13 +189,90 @@ def run(
     return finished
 
 
+class _Writer:
+    """Stores computed cells, in the order in which they come, in a thread of its own.
+
+    After an error nothing more is written: a disk that failed once is not asked again.
+    """
+
+    def __init__(
+        self, folder: RunFolder, emit: Emit, stored: Callable[[Result], None] | None
+    ) -> None:
+        self.folder, self.emit, self.stored = folder, emit, stored
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlxroles-writer")
+        self._waiting: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+
+    def record(self, results: Sequence[Result], seconds: float, attempt: int) -> None:
+        """Has the cells of a batch stored; see ``_hand``."""
+        if results:
+            self._hand(partial(self._record, results, seconds, attempt))
+
+    def fail(self, cells: Sequence[Cell], cause: str, attempt: int) -> None:
+        """Has it stored that the cells cannot be computed; see ``_hand``."""
+        self._hand(partial(self._fail, cells, cause, attempt))
+
+    def flush(self) -> None:
+        """Returns when everything is stored.
+
+        Raises:
+            BaseException: what the writing of it raised.
+        """
+        while self._waiting:
+            self._waiting[0].result()
+            self._waiting.popleft()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what ended the writing, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Returns when everything is stored, or nothing more can be, and the thread is gone."""
+        self._thread.shutdown()
+
+    def _hand(self, write: Callable[[], None]) -> None:
+        """Leaves the writing to the thread; waits first where too much is waiting already.
+
+        Raises:
+            BaseException: what earlier writing raised.
+        """
+        while len(self._waiting) >= WAITING:
+            self._waiting[0].result()
+            self._waiting.popleft()
+        self.check()
+        self._waiting.append(self._thread.submit(self._unless_broken, write))
+
+    def _unless_broken(self, write: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+                raise
+
+    def _record(self, results: Sequence[Result], seconds: float, attempt: int) -> None:
+        for result in results:
+            cell, values, arrays, tokens = result
+            self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
+            if self.stored is not None:
+                self.stored(result)
+            self.emit(CellDone(cell, values, seconds, tokens))
+
+    def _fail(self, cells: Sequence[Cell], cause: str, attempt: int) -> None:
+        for cell in cells:
+            self.folder.fail(cell, cause, attempt=attempt)
+            self.emit(CellFailed(cell, cause))
+
+
 class _Job:
     """The batches of one run, and the failures so far."""
 
     def __init__(
-        self, study: Study, folder: RunFolder, emit: Emit, clock: Callable[[], float]
+        self, study: Study, writer: _Writer, emit: Emit, clock: Callable[[], float]
     ) -> None:
-        self.study, self.folder, self.emit, self.clock = study, folder, emit, clock
+        self.study, self.writer, self.emit, self.clock = study, writer, emit, clock
         self.failed = 0
         self.causes: list[str] = []
 
@@ -182,11 +282,14 @@ class _Job:
         for batch in batches:
             if batch.group != group:
                 group = batch.group
+                self.writer.flush()
                 self.emit(Stage("preparing"))
                 self._prepare([b for b in batches if b.group == group], noted)
             if noted.name is not None:
                 return
+            self.writer.check()
             self._batch(batch, attempt=1)
+        self.writer.flush()
 
     def _prepare(self, batches: Sequence[BatchLike], noted: _Signals) -> None:
         try:
@@ -212,10 +315,9 @@ class _Job:
         except Exception as error:  # noqa: BLE001  (a failed cell is recorded and the run goes on)
             failure = error
         seconds = (self.clock() - began) / max(1, len(results))
-        for cell, values, arrays, tokens in results:
-            self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
-            self.emit(CellDone(cell, values, seconds, tokens))
-            del left[cell.id]
+        for result in results:
+            del left[result.cell.id]
+        self.writer.record(results, seconds, attempt)
         if failure is None:
             self.causes.clear()
         elif attempt == 1:
@@ -227,10 +329,8 @@ class _Job:
 
     def _failed(self, left: Sequence[Cell], error: Exception, attempt: int) -> None:
         text = _cause(error)
-        for cell in left:
-            self.folder.fail(cell, text, attempt=attempt)
-            self.emit(CellFailed(cell, text))
-            self.failed += 1
+        self.writer.fail(left, text, attempt)
+        self.failed += len(left)
         if isinstance(error, FloatingPointError):
             return  # the numbers of this cell, not the state of the machine
         self.causes.append(text)

@@ -1,15 +1,17 @@
 """Forwards of a few architectures as plain loops: no taps, no fused attention, heads one by one.
 
 ``touch(site, layer, array)`` sees every site in the layout of ``edits.SITES`` and may return
-another array to go on with.
+another array to go on with; ``touching`` makes one of edits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlxroles.backend import mx, nn
+from mlxroles.edits import Edit
 
 Touch = Callable[[str, int, mx.array], mx.array]
 
@@ -93,12 +95,19 @@ class House(NamedTuple):
 
 HOUSES = {
     "llama": House(llama),
+    "qwen2": House(llama),
     "qwen3": House(qwen3),
     "phi3": House(phi3),
     "gpt_oss": House(gpt_oss),
     "deepseek_v3": House(deepseek_v3),
     "gemma2": House(
         gemma2,
+        before_mlp="pre_feedforward_layernorm",
+        after_attention="post_attention_layernorm",
+        after_mlp="post_feedforward_layernorm",
+    ),
+    "gemma3_text": House(
+        qwen3,
         before_mlp="pre_feedforward_layernorm",
         after_attention="post_attention_layernorm",
         after_mlp="post_feedforward_layernorm",
@@ -112,6 +121,15 @@ HOUSES = {
         parallel=True,
     ),
 }
+
+
+def window(name: str, body: Any, layer: int) -> int | None:
+    """Positions that a query of the layer sees, or None for all before it."""
+    if name == "gpt_oss" and body.layer_types[layer] == "sliding_attention":
+        return body.window_size
+    if name == "gemma3_text" and body.layers[layer].self_attn.is_sliding:
+        return body.window_size
+    return None
 
 
 def hidden(length: int, window: int | None = None) -> np.ndarray:
@@ -150,9 +168,10 @@ def run(name: str, module: nn.Module, tokens: mx.array, touch: Touch | None = No
     x = body[house.embedding](tokens)
     if name == "gemma2":
         x = x * (x.shape[-1] ** 0.5)
+    if name == "gemma3_text":
+        x = x * mx.array(x.shape[-1] ** 0.5, mx.bfloat16).astype(x.dtype)
     for i, layer in enumerate(module.layers):
-        sliding = name == "gpt_oss" and body.layer_types[i] == "sliding_attention"
-        mask = hidden(tokens.shape[1], body.window_size if sliding else None)
+        mask = hidden(tokens.shape[1], window(name, body, i))
         x = touch("resid_pre", i, x)
         attention = layer[house.attention]
         z = attend(house.heads(attention, layer.input_layernorm(x)), mask, i, touch)
@@ -169,3 +188,42 @@ def run(name: str, module: nn.Module, tokens: mx.array, touch: Touch | None = No
     if name == "gpt_neox":
         return body.embed_out(x)
     return module.lm_head(x) if "lm_head" in module else body.embed_tokens.as_linear(x)
+
+
+def touching(edits: Sequence[Edit]) -> Touch:
+    """A ``touch`` that carries the edits out, one number after the other in numpy."""
+
+    def touch(site: str, layer: int, array: mx.array) -> mx.array:
+        here = [e for e in edits if (e.site, e.layer) == (site, layer)]
+        if not here:
+            return array
+        changed = np.array(array)
+        for edit in here:
+            _carry_out(edit, changed)
+        return mx.array(changed)
+
+    return touch
+
+
+def _carry_out(edit: Edit, array: np.ndarray) -> None:
+    """One edit of an array [row, ...] in the layout of its site, in place."""
+    axes: dict[int, Sequence[int]] = {}
+    at_heads, at_positions = (1, 2) if edit.site == "pattern" else (2, 1)
+    if edit.positions is not None:
+        axes[at_positions] = edit.positions
+    if edit.heads is not None:
+        axes[at_heads] = edit.heads
+    shape = list(array.shape)
+    for axis, items in axes.items():
+        shape[axis] = len(items)
+    value = np.broadcast_to(np.array(edit.value, dtype=np.float32), shape)
+    for cell in product(*(range(n) for n in shape[:-1])):
+        place = tuple(axes[axis][n] if axis in axes else n for axis, n in enumerate(cell))
+        old, new = array[place].astype(np.float64), value[cell].astype(np.float64)
+        if edit.op == "add":
+            new = old + new
+        elif edit.op == "scale":
+            new = old * new
+        elif edit.op == "project":
+            new = old - new * (old @ new) / (new @ new)
+        array[place] = new

@@ -162,6 +162,103 @@ def test_quantised_keys_and_values_are_unpacked(bits):
     assert np.abs(np.array(attn.z_from(attn.pattern(c).weights, plain[1])) - want[2]).max() <= 2e-6
 
 
+def assert_same(got, weights):
+    """Summaries against those of the weights, row by row."""
+    wanted = attn.summaries(weights)
+    assert set(got) <= set(wanted)
+    for name, array in got.items():
+        np.testing.assert_allclose(np.array(array), np.array(wanted[name]), atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("sinks", [None, random(H, scale=3)], ids=["", "sinks"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_summaries_without_the_pattern_are_those_of_the_pattern(monkeypatch, mask, sinks, rows):
+    monkeypatch.setattr(attn, "_block_rows", lambda row: rows)
+    c = call(random(B, H, 7, D), random(B, KV, 7, D), None, mask=MASKS[mask], sinks=sinks)
+    got = attn.summaries_of_call(c)
+    assert_same(got, attn.pattern(c).weights)
+    assert np.abs(np.array(got["entropy"]) - looped(c, v=random(B, KV, 7, V))[3]).max() <= 2e-6
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+def test_summaries_of_the_last_queries_after_a_prefix(monkeypatch, queries):
+    monkeypatch.setattr(attn, "_block_rows", lambda row: 2)
+    c = call(random(2, 4, queries, D), random(1, 2, 9, D), None, mask="causal")
+    assert_same(attn.summaries_of_call(c), attn.pattern(c).weights)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_summaries_of_quantised_keys(bits):
+    class Cache:
+        group_size = 32
+
+    Cache.bits = bits
+    k = mx.quantize(mx.array(random(1, 2, 6, 64)), group_size=32, bits=bits)
+    c = call(random(1, 4, 6, 64), k, None, mask="causal", cache=Cache)
+    assert_same(attn.summaries_of_call(c), attn.pattern(c).weights)
+
+
+def test_only_the_named_summaries_are_made_and_they_are_the_same_bits():
+    c = call(random(1, 4, 9, D), random(1, 2, 9, D), None, mask="causal")
+    whole = attn.summaries_of_call(c)
+    assert set(whole) == set(attn.SUMMARIES)
+    for name in attn.SUMMARIES:
+        (alone,) = attn.summaries_of_call(c, [name]).items()
+        assert alone[0] == name
+        assert np.array(alone[1]).tobytes() == np.array(whole[name]).tobytes()
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 60.0])
+def test_entropies_are_exact_however_sure_a_head_is(scale):
+    """Against float64: the weights of a sure row are smaller than float32 tells from 0."""
+    q, k = random(1, 4, 40, D), random(1, 2, 40, D)
+    c = call(q, k, None, mask="causal", scale=scale)
+    wanted = np.zeros((1, 4, 40))
+    for head, i in np.ndindex(4, 40):
+        s = scale * (k[0, head // 2, : i + 1].astype(np.float64) @ q[0, head, i])
+        log_p = s - s.max() - math.log(np.exp(s - s.max()).sum())
+        wanted[0, head, i] = -(np.exp(log_p) * log_p).sum()
+    got = np.array(attn.summaries_of_call(c, ["entropy"])["entropy"])
+    assert (got >= 0).all()
+    assert np.abs(got - wanted).max() <= 1e-5 * max(1, scale)
+
+
+def test_entropy_over_many_keys_does_not_gather_rounding():
+    q, k = random(1, 2, 1, D, scale=0.1), random(1, 1, 50_000, D)
+    c = call(q, k, None, scale=1.0)
+    s = (np.array(q, np.float64)[0, :, 0] @ np.array(k, np.float64)[0, 0].T).astype(np.float64)
+    p = np.exp(s) / np.exp(s).sum(axis=-1, keepdims=True)
+    got = np.array(attn.summaries_of_call(c, ["entropy"])["entropy"])[0, :, 0]
+    assert np.abs(got + (p * np.log(p)).sum(axis=-1)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, -65504.0])
+def test_summaries_of_scores_after_a_mask(hidden):
+    s = np.where(CAUSAL, random(B, H, 7, 7, scale=4), hidden).astype(np.float32)
+    got = attn.summaries_of_scores(mx.array(s))
+    assert_same(got, mx.softmax(mx.array(s), axis=-1, precise=True))
+
+
+@pytest.mark.parametrize(
+    "mask", [np.zeros((1, 1, 3, 3), bool), np.full((3, 3), -np.inf, np.float32)]
+)
+def test_summaries_of_a_row_that_sees_nothing_stay_finite(mask):
+    c = call(random(1, 2, 3, D), random(1, 2, 3, D), None, mask=mask)
+    assert_same(attn.summaries_of_call(c), attn.pattern(c).weights)
+    assert np.isfinite(np.array(attn.summaries_of_call(c)["entropy"])).all()
+
+
+def test_a_value_that_is_no_number_is_not_hidden():
+    q = random(1, 2, 3, D)
+    q[0, 1, 2, 0] = np.nan
+    got = np.array(
+        attn.summaries_of_call(call(q, random(1, 1, 3, D), None, mask="causal"))["entropy"]
+    )
+    assert np.isnan(got[0, 1, 2])
+    assert np.isfinite(got[0, 0]).all()
+
+
 @pytest.mark.parametrize("keys", [1, 2, 17])
 def test_entropy_of_known_distributions(keys):
     uniform = mx.full((1, 1, 1, keys), 1 / keys)

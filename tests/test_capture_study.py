@@ -1,6 +1,11 @@
 """Captures of a small real model against its own layers, and what a kill leaves."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import h5py
 import numpy as np
@@ -10,8 +15,11 @@ from stories import TEXT, Plain
 
 from mlxroles.errors import SpecError, StoreError
 from mlxroles.prompts import Prompt
+from mlxroles.store import RunFolder
 from mlxroles.store import capture as capture_file
+from mlxroles.store.capture import CaptureFile
 from mlxroles.studies.capture import Capture, parse_keep
+from mlxroles.studies.capture_file import Filling
 from mlxroles.studies.inputs import encoded
 from mlxroles.studies.place import RunPlace
 from mlxroles.studies.subject import Subject
@@ -106,7 +114,7 @@ def test_a_killed_capture_goes_on_where_it_was(models, tmp_path, monkeypatch, ke
     whole, cut = tmp_path / "whole.h5", tmp_path / "cut.h5"
     run(study(models / "stories260K"), whole)
     with monkeypatch.context() as patch:
-        patch.setattr(Capture, "_write", lambda *a, **k: (_ for _ in ()).throw(StoreError("gone")))
+        patch.setattr(Filling, "finish", lambda *a: (_ for _ in ()).throw(StoreError("gone")))
         with pytest.raises(StoreError, match="gone"):
             run(study(models / "stories260K"), cut)
     journal = tmp_path / "cut.h5.parts" / "cells.jsonl"
@@ -116,7 +124,88 @@ def test_a_killed_capture_goes_on_where_it_was(models, tmp_path, monkeypatch, ke
     events = []
     run(study(models / "stories260K"), cut, events)
     assert sum(getattr(e, "restored", False) for e in events) == kept
-    assert not (tmp_path / "cut.h5.parts").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.h5", "whole.h5"]
+    with h5py.File(whole) as a, h5py.File(cut) as b:
+        assert np.array_equal(a["resid_post"][:], b["resid_post"][:], equal_nan=True)
+
+
+def test_the_file_is_filled_while_the_next_batch_computes(models, tmp_path, monkeypatch):
+    computing, waited = threading.Event(), []
+    compute, put = Capture.compute, CaptureFile.put
+
+    def begun(self, batch):
+        if batch.cells[0] == self.cells[1]:
+            computing.set()
+        return compute(self, batch)
+
+    def waiting(self, *part):
+        if not waited:
+            waited.append(computing.wait(20))  # for ever, if the batch came after this file
+        put(self, *part)
+
+    monkeypatch.setattr(Capture, "compute", begun)
+    monkeypatch.setattr(CaptureFile, "put", waiting)
+    run(study(models / "stories260K"), tmp_path / "a.h5")
+    assert waited == [True]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_file_that_cannot_be_filled_stops_the_capture_with_its_parts_stored(
+    models, tmp_path, monkeypatch
+):
+    out, put, calls = tmp_path / "a.h5", CaptureFile.put, []
+
+    def full(self, name, index, array):
+        calls.append(name)
+        if len(calls) > 8:  # in the second batch
+            raise StoreError("the disk is full")
+        put(self, name, index, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptureFile, "put", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            run(study(models / "stories260K"), out)
+    assert len(calls) == 9
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5.parts"]
+    events = []
+    run(study(models / "stories260K"), out, events)
+    assert sum(getattr(e, "restored", False) for e in events) == 2
+    assert capture_file.read(out, "length").tolist() == [5, 2, 5, 3]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mlxroles.store.capture import CaptureFile
+from test_capture_study import run, study
+
+put, left = CaptureFile.put, 8  # within the second batch
+def dying(self, *part):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), 9)
+    put(self, *part)
+CaptureFile.put = dying
+run(study(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_a_capture_killed_while_its_file_is_filled_loses_nothing(models, tmp_path):
+    whole, cut = tmp_path / "whole.h5", tmp_path / "cut.h5"
+    run(study(models / "stories260K"), whole)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(models / "stories260K"), str(cut)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not cut.exists()
+    assert len(RunFolder.read(tmp_path / "cut.h5.parts").done()) == 2
+    events = []
+    run(study(models / "stories260K"), cut, events)
+    assert sum(getattr(e, "restored", False) for e in events) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.h5", "whole.h5"]
     with h5py.File(whole) as a, h5py.File(cut) as b:
         assert np.array_equal(a["resid_post"][:], b["resid_post"][:], equal_nan=True)
 

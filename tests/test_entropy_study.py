@@ -94,12 +94,23 @@ def test_a_long_prompt_needs_no_matrix_of_its_length_squared(monkeypatch):
     whole = summaries(model, [ids])
     monkeypatch.setattr(entropy_study, "SCORE_BYTES", 4 * 4 * length * 32)
     shapes = []
-    own = attn.summaries
-    monkeypatch.setattr(attn, "summaries", lambda w: shapes.append(w.shape) or own(w))
+    own = attn.summaries_of_call
+    monkeypatch.setattr(attn, "pattern", lambda call: pytest.fail("the pattern was made"))
+    monkeypatch.setattr(
+        attn, "summaries_of_call", lambda c, names: shapes.append(c.q.shape) or own(c, names)
+    )
     parts = summaries(model, [ids])
     assert max(shape[2] for shape in shapes) <= 32
     for site, array in whole.items():
         np.testing.assert_allclose(parts[site], array, atol=1e-5)
+
+
+def test_one_summary_alone_is_the_same_bits_as_among_all():
+    model = tiny("gemma2")
+    ids = [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]]
+    whole, alone = summaries(model, ids), summaries(model, ids, ("entropy",))
+    assert list(alone) == ["entropy"]
+    assert alone["entropy"].tobytes() == whole["entropy"].tobytes()
 
 
 def test_an_architecture_without_a_plain_cache_is_not_cut_into_blocks():

@@ -12,7 +12,6 @@ from mlxroles.forward import Prefix, Start, forward
 from mlxroles.models.load import wrap
 
 ARCHITECTURES = tuple(plain_loops.HOUSES)
-PLAIN_CACHE = tuple(name for name in ARCHITECTURES if name != "gpt_oss")
 TOKENS = tokens(2, 11)
 BOUND = 5e-5
 """Largest difference in a logit or an activation, which are of order 1."""
@@ -277,7 +276,7 @@ def test_padded_rows_equal_single_runs(name):
 
 
 @pytest.mark.parametrize("cut", [1, 4, 10])
-@pytest.mark.parametrize("name", PLAIN_CACHE)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_continuing_from_a_prefix_equals_the_whole_run(name, cut, kept):
     run, _ = kept(name)
     model = tiny(name)
@@ -559,9 +558,21 @@ def test_what_an_architecture_lacks_is_refused_by_name():
     assert len(attends) == 2
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "mamba", "gemma4", "nemotron-nas", "rwkv7"])
-def test_models_without_a_plain_cache_take_no_prefix(name):
-    with pytest.raises(ModelError, match="no plain key-value cache"):
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("mamba", "keep a state instead of keys and values"),
+        ("rwkv7", "keep a state instead of keys and values"),
+        ("jamba", "some of its layers keep a state"),
+        ("longcat_flash", "a second set of keys"),
+        ("gemma4", "not every layer has a key-value cache"),
+        ("nemotron-nas", "not every layer has a key-value cache"),
+        ("phi3small", "show later positions to earlier ones"),
+        ("iquestloopcoder", "never calls its layers"),
+    ],
+)
+def test_models_that_cannot_go_on_from_a_prefix_say_why(name, match):
+    with pytest.raises(ModelError, match=f"{name} cannot go on from a prefix: .*{match}"):
         tiny(name).prefix([1, 2])
 
 

@@ -139,14 +139,16 @@ def test_variants_that_a_prompt_does_not_have_are_refused(models):
 
 
 def test_a_prompt_without_numbers_fails_alone(models, tmp_path, monkeypatch):
-    real = probe_study._logits
+    real = probe_study.engine.clean
     calls = []
 
-    def broken(array):
+    def broken(*args, **how):
         calls.append(1)
-        return real(array) * (np.nan if len(calls) in (2, 3) else 1)
+        found = real(*args, **how)
+        found.logits[:] *= np.nan if len(calls) in (2, 3) else 1
+        return found
 
-    monkeypatch.setattr(probe_study, "_logits", broken)
+    monkeypatch.setattr(probe_study.engine, "clean", broken)
     prompts = [Prompt(name, ids=(1, n)) for n, name in enumerate("abcd", 5)]
     subject = Subject.of_model(str(models / "stories260K"))
     study = Probe(subject, prompts, variants(no_tools=False, system=None), token_ids=(TOOL,))

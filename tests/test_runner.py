@@ -1,12 +1,16 @@
 """The runner with studies that compute nothing: what is stored, what fails, what stops a run."""
 
+import errno
+import os
 import signal
+import threading
 from typing import NamedTuple
 
 import pytest
 
+from mlxroles import runner
 from mlxroles.errors import PromptError, StoreError
-from mlxroles.events import Cell, CellDone, CellFailed, Note, RunStarted
+from mlxroles.events import Cell, CellDone, CellFailed, Note, RunStarted, Stage
 from mlxroles.runner import Result, run
 from mlxroles.store.folder import RunFolder
 
@@ -41,6 +45,31 @@ class Numbers:
             if n in self.broken:
                 raise self.broken[n]
             yield Result(cell, {"x": n})
+
+
+class OneGroup(Numbers):
+    """The same batches, all of one group, so that nothing is waited for between them."""
+
+    def __init__(self, broken=None, before=None):
+        super().__init__(broken)
+        self.before = before or {}
+
+    def batches(self, pending):
+        return [batch._replace(group=0) for batch in super().batches(pending)]
+
+    def compute(self, batch):
+        self.before.get(batch.cells[0].coords["n"], lambda: None)()
+        return super().compute(batch)
+
+
+LONG = 20
+"""Seconds after which a test that hangs gives up."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    yield
+    assert not [t for t in threading.enumerate() if t.name.startswith("mlxroles-writer")]
 
 
 CELLS = [Cell(f"c{n:02d}", {"n": n}) for n in range(12)]
@@ -118,8 +147,6 @@ def test_an_error_of_the_user_is_not_a_failed_cell(tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_run_after_the_batch_that_is_running(tmp_path, name):
-    import signal
-
     study = Numbers()
     compute = study.compute
 
@@ -137,8 +164,6 @@ def test_a_signal_ends_the_run_after_the_batch_that_is_running(tmp_path, name):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    import signal
-
     study = Numbers()
     compute = study.compute
 
@@ -170,3 +195,110 @@ def test_a_signal_while_preparing_is_answered_at_the_next_step(tmp_path):
     assert steps == [0, 1, 2]
     assert study.computed == []
     assert go(Numbers(), tmp_path / "r")[0].done == 12
+
+
+def test_a_batch_is_written_while_the_next_one_computes(tmp_path):
+    computing, waited = threading.Event(), []
+
+    def stored(result):
+        if result.cell.id == "c00":
+            waited.append(computing.wait(LONG))  # for ever, if the next batch came after this one
+
+    finished, events, records = go(
+        OneGroup(before={4: computing.set}), tmp_path / "r", stored=stored
+    )
+    assert (waited, finished.done, len(records)) == ([True], 12, 12)
+    assert [e.cell.id for e in events if isinstance(e, CellDone)] == [c.id for c in CELLS]
+
+
+def test_no_more_than_two_batches_wait_to_be_written(tmp_path):
+    third, fourth, early = threading.Event(), threading.Event(), []
+    cells = [Cell(f"c{n:02d}", {"n": n}) for n in range(20)]
+
+    def stored(result):
+        if result.cell.id == "c00":
+            assert third.wait(LONG)
+            early.append(fourth.wait(0.2))
+
+    study = OneGroup(before={8: third.set, 12: fourth.set})
+    assert go(study, tmp_path / "r", cells, stored=stored)[0].done == 20
+    assert early == [False]
+
+
+def test_a_cell_is_told_of_when_it_is_safe_and_before_the_next_group_begins(tmp_path):
+    told = []
+
+    def emit(event):
+        if isinstance(event, CellDone | CellFailed):
+            record = RunFolder.read(tmp_path / "r").records()[event.cell.id]
+            told.append((event.cell.coords["n"], record.status, type(event).__name__))
+        elif isinstance(event, Stage):
+            told.append(event.text)
+
+    with RunFolder.open(
+        tmp_path, experiment="e", identity={"kind": "e"}, manifest={}, folder=tmp_path / "r"
+    ) as opened:
+        run(Numbers({6: ValueError("no")}), CELLS, opened, emit, title="t")
+    done = [(n, "ok", "CellDone") for n in range(12)]
+    failed = (6, "failed", "CellFailed")
+    said = "preparing"
+    assert told == [said, *done[:4], said, *done[4:6], failed, done[7], said, *done[8:]]
+
+
+def test_what_the_writing_raises_ends_the_run_as_it_is(tmp_path):
+    error = KeyError("not a matter of the store")
+
+    def stored(result):
+        if result.cell.id == "c02":
+            raise error
+
+    with pytest.raises(KeyError) as caught:
+        go(OneGroup(), tmp_path / "r", stored=stored)
+    assert caught.value is error
+    assert list(RunFolder.read(tmp_path / "r").records()) == ["c00", "c01", "c02"]
+    assert go(OneGroup(), tmp_path / "r")[0].done == 12
+
+
+@pytest.mark.parametrize("study", [Numbers, OneGroup])
+def test_a_full_disk_stops_the_run_with_what_is_stored_safe(tmp_path, monkeypatch, study):
+    real, lines = os.write, []
+
+    def write(handle, data):
+        if b'"id":"c' in bytes(data):
+            lines.append(bytes(data))
+            if len(lines) >= 7:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(StoreError, match="the disk is full") as caught:
+            go(study(), tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    assert len(lines) == 7  # a disk that failed is not asked again
+    assert len(RunFolder.read(tmp_path / "r").done()) == 6
+    assert go(study(), tmp_path / "r")[0].done == 12
+
+
+def test_what_was_computed_before_a_second_signal_is_stored_whatever_signals_follow(
+    tmp_path, monkeypatch
+):
+    closing = threading.Event()
+    real = runner._Writer.close
+
+    def close(writer):
+        closing.set()
+        real(writer)
+
+    def stored(result):
+        if result.cell.id == "c00":
+            assert closing.wait(LONG)
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(runner._Writer, "close", close)
+    finished, _, records = go(OneGroup(before={8: interrupt}), tmp_path / "r", stored=stored)
+    assert (finished.interrupted, finished.done, len(records)) == ("SIGINT", 8, 8)

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mlxroles.stats import benjamini_hochberg, permutation_test
+from mlxroles.stats import (
+    benjamini_hochberg,
+    permutation_test,
+    sign_flip_test,
+    smallest_flip_p,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -284,3 +289,74 @@ def test_missing_p_values_do_not_count():
     np.testing.assert_allclose(q, [[0.06, np.nan], [0.06, 0.9]], rtol=1e-12)
     assert np.isnan(benjamini_hochberg([np.nan, np.nan])).all()
     assert benjamini_hochberg([]).shape == (0,)
+
+
+def flipped(column):
+    """The p of one column from every pattern of signs, one sum at a time."""
+    observed = abs(sum(column))
+    patterns = list(itertools.product([1, -1], repeat=len(column)))
+    sums = [abs(sum(s * v for s, v in zip(p, column, strict=True))) for p in patterns]
+    return sum(one >= observed - 1e-12 for one in sums) / len(sums)
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5, 8])
+def test_all_patterns_of_signs_are_looked_at(prompts):
+    values = rng(prompts).normal(np.array([[0, 0], [0.5, 1], [2, 9]]), size=(prompts, 3, 2))
+    found = sign_flip_test(values, rng())
+    assert found.shape == (3, 2)
+    for unit in np.ndindex(found.shape):
+        assert found[unit] == flipped(values[:, *unit].tolist())
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 5, 13])
+def test_values_of_one_sign_have_the_smallest_p_of_flips(prompts):
+    values = -rng(1).uniform(1, 2, prompts)
+    assert sign_flip_test(values, rng()) == 2 / 2**prompts == smallest_flip_p(prompts)
+
+
+def test_many_prompts_are_flipped_at_random_and_the_observed_pattern_counts():
+    values = np.ones((30, 1)) * [1.0]
+    assert sign_flip_test(values, rng(), n=199) == 1 / 200 == smallest_flip_p(30, 199)
+    values = rng(2).normal(size=(12, 40)) + np.linspace(0, 1, 40)
+    exact, sampled = sign_flip_test(values, rng()), sign_flip_test(values, rng(3), n=4000)
+    assert (exact == sign_flip_test(values, rng(9))).all()
+    assert (sampled != exact).any()
+    assert (np.abs(sampled - exact) <= 4 * np.sqrt(exact * (1 - exact) / 4000) + 3e-4).all()
+
+
+def test_missing_prompts_are_left_out_unit_by_unit():
+    values = rng(4).normal(size=(6, 5)) + 1
+    values[[0, 3], 1] = np.nan
+    values[1:, 2] = np.nan
+    values[2, 3] = np.inf
+    values[:, 4] = 0
+    found = sign_flip_test(values, rng())
+    assert found[0] == flipped(values[:, 0].tolist())
+    assert found[1] == flipped(values[[1, 2, 4, 5], 1].tolist())
+    assert np.isnan(found[2:4]).all()
+    assert found[4] == 1
+
+
+def test_equal_sums_count_whatever_the_rounding_of_flips():
+    assert sign_flip_test([0.1, 0.2, 0.3, 1e-17], rng()) == 4 / 16
+    assert sign_flip_test(np.array([1, 1, -2, 3]) * 1e-30, rng()) == flipped([1, 1, -2, 3])
+
+
+def test_flips_of_null_data_give_uniform_p():
+    values = rng(5).standard_t(3, size=(9, 4000))
+    p = sign_flip_test(values, rng())
+    for level in (0.05, 0.25, 0.5, 0.9):
+        assert (p <= level).mean() == pytest.approx(math.floor(256 * level) / 256, abs=0.03)
+    many = sign_flip_test(rng(6).normal(size=(25, 3000)), rng(7), n=999)
+    assert scipy_stats.kstest(many, "uniform").statistic < 0.06
+
+
+def test_no_prompt_one_prompt_and_wrong_flips():
+    assert math.isnan(sign_flip_test([3.0], rng()))
+    assert math.isnan(smallest_flip_p(1))
+    assert np.isnan(sign_flip_test(np.zeros((0, 2)), rng())).all()
+    assert sign_flip_test(np.zeros((4, 0)), rng()).shape == (0,)
+    with pytest.raises(ValueError, match="expected prompts"):
+        sign_flip_test(3.0, rng())
+    with pytest.raises(ValueError, match="n 0"):
+        sign_flip_test([1.0, 2.0], rng(), n=0)

@@ -11,18 +11,22 @@ from mlxroles.anatomy.block import NO_ATTENTION, Anatomy, Block, Part
 from mlxroles.anatomy.examine import examine
 from mlxroles.anatomy.parts import ROUNDINGS
 from mlxroles.anatomy.rounding import distance, sum_error, tolerance
+from mlxroles.anatomy.shortcuts import JOIN_LATE, START_LATE, forbidden_by_type
 from mlxroles.anatomy.watch import PROBE, architecture_of, four_axes, residual_place, stream
 
 __all__ = [
+    "JOIN_LATE",
     "NO_ATTENTION",
     "PROBE",
     "ROUNDINGS",
+    "START_LATE",
     "Anatomy",
     "Block",
     "Part",
     "architecture_of",
     "distance",
     "examine",
+    "forbidden_by_type",
     "four_axes",
     "residual_place",
     "stream",

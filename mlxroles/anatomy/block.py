@@ -73,6 +73,12 @@ class Anatomy:
     stateful: str | None = None
     """Why a full-stream patch is partial here, or None."""
     plain_cache: bool = False
-    """Every layer has a plain key-value cache, so a prefix of keys and values can be shared."""
+    """Every layer has mlx_lm's plain key-value cache."""
+    prefix: bool = False
+    """Keys and values of the positions before a run can stand for them."""
+    forbidden: Mapping[str, str] = field(default_factory=dict)
+    """Shortcut, of ``shortcuts``, -> why runs of this network may not take it."""
+    shortest: int = 1
+    """Fewest positions of a run that shows q, k, v and z: latent attention hides them in one."""
     refused: str | None = None
     """Why nothing can be captured layer by layer, or None."""

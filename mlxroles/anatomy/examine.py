@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from mlxroles import attention as attn
 from mlxroles.anatomy.block import NO_ATTENTION, STATEFUL, Anatomy, Block
 from mlxroles.anatomy.heads import from_kernel, from_softmax
 from mlxroles.anatomy.parts import ROUNDINGS, add_up, parts_of
-from mlxroles.anatomy.watch import Seen, architecture_of, submodules, watch
+from mlxroles.anatomy.shortcuts import BESIDES, JOIN_LATE, START_LATE, caches_of, forbidden
+from mlxroles.anatomy.watch import PROBE, Seen, architecture_of, submodules, watch
 from mlxroles.backend import mx, nn, number
 from mlxroles.edits import ATTENTION_SITES, STREAM_SITES
 from mlxroles.taps import real_class
@@ -38,16 +40,21 @@ def examine(net: nn.Module) -> Anatomy:
     narrow = None if axes == 3 else f"the residual stream has {axes} axes and not 3"
     stateful = STATEFUL.get(architecture)
     blocks = _blocks(net, layers, seen, narrow)
-    attends = all(block.kind != "none" for block in blocks)
+    besides = stateful or narrow or (None if all(s.single for s in seen) else BESIDES)
+    caches = caches_of(net)
+    not_allowed = forbidden(architecture, caches, len(layers), besides=besides)
     return Anatomy(
         blocks=tuple(blocks),
         d_model=int(first.shape[-1]),
         vocab=vocab,
         dtype=first.dtype,
         direct=direct,
-        resumable=all(s.single for s in seen) and stateful is None and narrow is None,
+        resumable=JOIN_LATE not in not_allowed,
         stateful=stateful,
-        plain_cache=stateful is None and attends and _has_plain_cache(net),
+        plain_cache=stateful is None and _plain(caches, len(layers)),
+        prefix=START_LATE not in not_allowed,
+        forbidden=not_allowed,
+        shortest=_shortest(net, layers, blocks, direct=direct),
     )
 
 
@@ -64,10 +71,25 @@ def _watched(net: nn.Module, layers: list[nn.Module]) -> tuple[list[Seen], mx.ar
     return (again, logits, True) if more else (seen, logits, False)
 
 
-def _has_plain_cache(net: nn.Module) -> bool:
-    from mlx_lm.models.cache import KVCache, make_prompt_cache
+def _plain(caches: list[Any], n_layers: int) -> bool:
+    from mlx_lm.models.cache import KVCache
 
-    return all(type(cache) is KVCache for cache in make_prompt_cache(net))
+    return len(caches) == n_layers and all(type(cache) is KVCache for cache in caches)
+
+
+def _shortest(net: nn.Module, layers: list[nn.Module], blocks: list[Block], *, direct: bool) -> int:
+    """Positions that a run needs to show q, k, v and z in their usual shapes: 1 or 2."""
+    try:
+        seen, _ = watch(net, layers, direct=direct, tokens=PROBE[:1])
+    except FAILURES:
+        return 2
+    for block, s in zip(blocks, seen, strict=True):
+        if block.kind != "sdpa" or len(s.attention) != 1:
+            continue
+        _, call, z = s.attention[0]
+        if (attn.plain(call.k, call.cache).shape[1], z.shape[-1]) != (block.kv_heads, block.d_head):
+            return 2
+    return 1
 
 
 def _blocks(

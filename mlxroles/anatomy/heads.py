@@ -18,6 +18,12 @@ def from_kernel(s: Seen, missing: dict[str, str]) -> dict[str, Any]:
     _, call, fused = s.attention[0]
     heads, kv_heads = int(call.q.shape[1]), int(attn.plain(call.k, call.cache).shape[1])
     shape = {"kind": "sdpa", "heads": heads, "kv_heads": kv_heads, "d_head": int(fused.shape[-1])}
+    if call.q.shape[0] != 1 or call.q.shape[2] != PROBE_TOKENS:
+        why = (
+            f"its queries attend apart, in an array {tuple(call.q.shape)} of {PROBE_TOKENS} tokens"
+        )
+        missing |= dict.fromkeys(ATTENTION_SITES, why)
+        return shape
     if call.k.shape[2] != PROBE_TOKENS:
         why = f"its keys are gathered ({call.k.shape[2]} of {PROBE_TOKENS}), not positions"
         missing |= dict.fromkeys(("k", "v", "pattern", "entropy"), why)

@@ -1,6 +1,6 @@
 """One short run under taps: what each layer was handed, called and returned. Evaluates nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,7 +78,12 @@ def submodules(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def watch(
-    net: nn.Module, layers: list[nn.Module], *, direct: bool, zero: tuple[int, int] | None = None
+    net: nn.Module,
+    layers: list[nn.Module],
+    *,
+    direct: bool,
+    zero: tuple[int, int] | None = None,
+    tokens: Sequence[int] = PROBE,
 ) -> tuple[list[Seen], mx.array]:
     """Builds the graph of one short run and notes what each layer did; evaluates nothing.
 
@@ -87,6 +92,7 @@ def watch(
         layers: Its blocks.
         direct: Whether to look at ``mx.fast`` and ``mx.softmax`` too.
         zero: (layer, head) whose weights the softmax is made to return as zeros.
+        tokens: Ids of the prompt.
     """
     seen = [Seen() for _ in layers]
     architecture = architecture_of(net)
@@ -145,7 +151,7 @@ def watch(
         direct=direct,
     )
     with tap:
-        return seen, stream(net(mx.array([PROBE])))
+        return seen, stream(net(mx.array([list(tokens)])))
 
 
 def four_axes(weights: mx.array) -> mx.array:

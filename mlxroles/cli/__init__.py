@@ -30,6 +30,7 @@ COMMANDS = {
     "pipeline": "The whole role study of one or several families.",
     "report": "Make the report of a stored run again.",
     "capture": "Write the activations of prompts to HDF5.",
+    "bench": "Measure the sweep engine on this machine, beside plain loops.",
     "models": "Show, check and download models.",
 }
 """Name and one line for every command; ``mlxroles.cli.<name>`` holds it as ``command``."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mlxroles.cli.inputs import (
     chosen_prompts,
@@ -15,29 +16,84 @@ from mlxroles.cli.inputs import (
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import print_json
 from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
+from mlxroles.errors import SpecError
+
+METRICS = (
+    "log_odds",
+    "log_prob",
+    "logit_diff",
+    "p_first_token",
+    "p_union",
+    "p_chain",
+    "entropy",
+    "kl",
+)
+"""What ``--metric`` takes: ``attribution.METRICS``, here without loading it."""
+
+SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
+INNER_SITES = ("q", "k", "v", "pattern")
+"""What only attribution has cells of."""
+
+_EXACT_ONLY = {
+    "heads": "it has a cell for every head",
+    "controls": "estimates have no control runs",
+    "read": "estimates are about the recipient's own reading",
+}
+"""Options that mean nothing to attribution, and why."""
+
+_ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
 
 
 @click.command("patch")
 @pair_options
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "attribution"]),
+    default="exact",
+    show_default=True,
+    help="exact runs every cell; attribution estimates all cells of all sites from one backward "
+    "pass per prompt and direction.",
+)
 @click.option("--layers", metavar="A-B|A,B|A", help="Layers to patch.  [default: all]")
 @click.option(
     "--site",
-    type=click.Choice(["resid_post", "resid_pre", "attn_out", "mlp_out", "z"]),
-    default="resid_post",
-    show_default=True,
-    help="What is patched: the stream after or before the block, a part of it, or head outputs.",
+    type=click.Choice([*SITES, *INNER_SITES]),
+    help="What is patched: the stream after or before the block, a part of it, or heads' outputs, "
+    "queries, keys, values, attention.  [default: resid_post; with attribution: all]",
 )
 @click.option(
     "--positions",
     metavar="all|last|each|A-B",
-    default="all",
-    show_default=True,
-    help="Token positions to patch; 'each' makes a cell per position.",
+    help="Token positions to patch; 'each' makes a cell per position.  [default: all; with "
+    "attribution: each in the stream, all in heads]",
 )
 @click.option(
     "--heads",
     metavar="A-B|each",
     help="With --site z: heads to patch; 'each' makes a cell per head.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="With attribution: what the effects are effects on.  [default: log_odds]",
+)
+@click.option(
+    "--ig",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With attribution: gradients at N points between recipient and donor, not at one; nearer "
+    "to the exact effects, and many times dearer.",
+)
+@click.option(
+    "--edges",
+    is_flag=True,
+    help="With attribution: edges too, from each head and MLP to what later ones read.",
+)
+@click.option(
+    "--verify",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="With attribution: run the K largest and K random cells of each site exactly.",
 )
 @prompt_options
 @measured_options
@@ -59,33 +115,79 @@ from mlxroles.cli.results import drift_option, exit_status, place, show, show_fi
 @model_options
 @drift_option
 @run_options
-def command(**given: Any) -> int:
+@click.pass_context
+def command(context: click.Context, **given: Any) -> int:
     """Put one model's activations into the other and see what it then says.
 
     Both directions, layer by layer: base into instruct and instruct into base, with controls. The
     default prompt is a conversation that ends in a request which an instruct model answers by
     calling a tool.
 
+    With --method attribution every cell of every site (layers by positions, single heads, on
+    request edges) is estimated at once, to first order; --verify runs the largest of them, and
+    random ones, exactly and says how good the estimates are.
+
     \b
     Examples:
       mlxroles patch --pair tiny
       mlxroles patch --pair llama8b --layers 25-31
       mlxroles patch --base DIR --instruct DIR --prompt "TEXT" --token-ids 508 --json
+      mlxroles patch --pair tiny --method attribution --verify 20
     """  # noqa: D301
+    is_estimated = given["method"] == "attribution"
+    _check_options(context, given, is_estimated=is_estimated)
     pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.inputs import DEFAULT_PROMPT
-    from mlxroles.studies.patch import CONTROLS
-    from mlxroles.studies.patch_sweep import PatchOptions, PatchSweep
     from mlxroles.studies.subject import Subject, fitting
 
     subject = Subject.of_pair(pair, **loading(given))
     subject.resident = given["resident"] or fitting(subject)
+    prompts = chosen_prompts(given) or load_prompts(DEFAULT_PROMPT)
+    if is_estimated:
+        from mlxroles.cli.patch_attribution import run_attribution
+
+        return run_attribution(subject, prompts, given)
+    return _sweep(subject, prompts, given)
+
+
+def _check_options(context: click.Context, given: dict[str, Any], *, is_estimated: bool) -> None:
+    """Refuses options of the other method.
+
+    Raises:
+        SpecError: naming the option and the method.
+        click.BadParameter: a site of the other method.
+    """
+    if given["site"] in INNER_SITES and not is_estimated:
+        raise click.BadParameter(
+            f"{given['site']!r} goes with --method attribution; otherwise one of "
+            f"{', '.join(SITES)}",
+            param_hint="'--site'",
+        )
+    named = {
+        name
+        for name in (*_EXACT_ONLY, *_ATTRIBUTION_ONLY)
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    if is_estimated:
+        for name in (name for name in _EXACT_ONLY if name in named):
+            raise SpecError(
+                f"--{name} does not go with --method attribution: {_EXACT_ONLY[name]}; drop it"
+            )
+    for name in (name for name in _ATTRIBUTION_ONLY if name in named and not is_estimated):
+        raise SpecError(f"--{name} goes with --method attribution; add it, or drop --{name}")
+
+
+def _sweep(subject: Any, prompts: list[Any], given: dict[str, Any]) -> int:
+    """The exact method."""
+    from mlxroles.studies.patch import CONTROLS
+    from mlxroles.studies.patch_sweep import PatchOptions, PatchSweep
+
     controls = {"all": CONTROLS, "none": ()}.get(given["controls"], (given["controls"],))
     options = PatchOptions(
         layers=given["layers"],
-        site=given["site"],
-        positions=given["positions"],
+        site=given["site"] or "resid_post",
+        positions=given["positions"] or "all",
         heads=given["heads"],
         controls=controls,
         strings=given["strings"],
@@ -93,7 +195,6 @@ def command(**given: Any) -> int:
         donor_head=given["read"] == "donor-head",
         seed=given["seed"],
     )
-    prompts = chosen_prompts(given) or load_prompts(DEFAULT_PROMPT)
     sweep = PatchSweep(subject, prompts, options)
     if given["dry_run"]:
         return _dry_run(sweep.plan(), as_json=given["as_json"])

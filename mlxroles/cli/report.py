@@ -19,8 +19,9 @@ from mlxroles.cli.readings import chosen_analysis, reading_options
 def command(**given: Any) -> int:
     """Write the report of a run: one HTML page that needs no network.
 
-    RUN is a run folder of `mlxroles entropy` or `mlxroles patch`, or a family (its newest entropy
-    run). An entropy run can be read otherwise than it was, with --queries, --keys or --contrast.
+    RUN is a run folder of `mlxroles entropy` or `mlxroles patch` (either method), or a family (its
+    newest entropy run). An entropy run can be read otherwise than it was, with --queries, --keys or
+    --contrast.
 
     \b
     Examples:

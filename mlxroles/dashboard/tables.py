@@ -37,6 +37,12 @@ def final_table(doc: Mapping[str, Any]) -> RenderableType:
     if has_layers and documents.controls(doc):
         names = " or ".join(documents.controls(doc)).replace("_", " ")
         legend += f"\nctrl: recovery of the control that recovers most ({safe_text(names)})"
+    flips = doc.get("sign_flips")
+    if flips:
+        least = format_number(documents.number(flips, "smallest_p"), ".2g")
+        legend += (
+            f"\nq: sign flips over prompts, of the effect, corrected per direction (p >= {least})"
+        )
     return Group(Columns(tables, padding=(0, 2)), Text(legend, style="dim"))
 
 
@@ -82,14 +88,14 @@ def _layer_table(doc: Mapping[str, Any], direction: str) -> Table:
     found = documents.finding(doc, direction)
     table = _titled(doc, direction)
     table.add_column("layer", justify="right", no_wrap=True)
-    _add_numbers(table)
+    _add_numbers(doc, table)
     has_controls = bool(documents.controls(doc))
     if has_controls:
         table.add_column("ctrl", justify="right", no_wrap=True)
     for layer, values in documents.cells(doc, direction).items():
         is_half = layer == found.half_layer and not found.nothing_to_recover
         marks = _PEAK * (layer == found.peak_layer) + _HALF * is_half
-        cells: list[RenderableType] = [f"{marks} {layer}".strip(), *_numbers(values)]
+        cells: list[RenderableType] = [f"{marks} {layer}".strip(), *_numbers(doc, values)]
         if has_controls:
             cells.append(_control(doc, direction, layer))
         table.add_row(*cells, style="bold" if marks else "")
@@ -100,11 +106,11 @@ def _part_table(doc: Mapping[str, Any], direction: str, axis: str) -> Table:
     table = _titled(doc, direction)
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column(axis.removeprefix("by_"), justify="right", no_wrap=True)
-    _add_numbers(table)
+    _add_numbers(doc, table)
     rows = list(documents.parts(doc, direction, axis))
     rows.sort(key=lambda row: -_size(row[2]))
     for layer, part, values in rows[:_MOST_PARTS]:
-        table.add_row(str(layer), str(part), *_numbers(values))
+        table.add_row(str(layer), str(part), *_numbers(doc, values))
     if len(rows) > _MOST_PARTS:
         table.caption = Text(f"the {_MOST_PARTS} largest effects of {len(rows)}", style="dim")
     return table
@@ -121,17 +127,19 @@ def _titled(doc: Mapping[str, Any], direction: str) -> Table:
 _HEADLINE = "tool_call_prob"
 
 
-def _add_numbers(table: Table) -> None:
-    for name, width in (("P", 5), ("effect", 6), ("R", 4)):
+def _add_numbers(doc: Mapping[str, Any], table: Table) -> None:
+    tested = [("q", 4)] if doc.get("sign_flips") else []
+    for name, width in (("P", 5), ("effect", 6), *tested, ("R", 4)):
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
 
 
-def _numbers(values: Mapping[str, Any]) -> list[RenderableType]:
+def _numbers(doc: Mapping[str, Any], values: Mapping[str, Any]) -> list[RenderableType]:
     effect = documents.number(values, "effect")
     stars = "***" if abs(effect) > documents.MARKED_EFFECT else ""
     return [
         _number(values, _HEADLINE, ".3f"),
         Text(f"{format_number(effect, '+.3f')} {stars:3}"),
+        *([_number(values, "effect_q", ".2g")] if doc.get("sign_flips") else []),
         _number(values, "recovery", ".2f"),
     ]
 

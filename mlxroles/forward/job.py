@@ -1,6 +1,6 @@
 """The callbacks of one forward: what is kept, what is edited, what is not run at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class Job:
 
     def __init__(self, network: Network, asked: Asked) -> None:
         self.network, self.asked, self.start = network, asked, asked.start
+        self.offset = asked.offset
         self._check_layers()
         first = 0 if self.start is None else self.start.layer
         chosen = range(first, len(network.layers)) if asked.layers is None else asked.layers
@@ -56,7 +57,7 @@ class Job:
         for site in asked.keep:
             if not any(site in sites for sites in self.keeps.values()):
                 raise ModelError(self._why_not(site, chosen[0]))
-        self.edits: dict[tuple[str, int], list[Edit]] = {}
+        self.edits: dict[tuple[str, int], list[Any]] = {}
         for e in asked.edits:
             if e.site in network.block(e.layer).missing:
                 raise ModelError(self._why_not(e.site, e.layer))
@@ -115,6 +116,10 @@ class Job:
             self.kept[site][layer] = array[...]
         return array
 
+    def _known(self, site: str, layer: int) -> bool:
+        """Whether the site's array comes from elsewhere, so that none need be computed here."""
+        return False
+
     def wants_attention(self) -> bool:
         """Whether any attention site is kept or edited."""
         kept = {site for sites in self.keeps.values() for site in sites}
@@ -140,19 +145,28 @@ class Job:
             h = self.start.stream
         if i > self.last:
             return self._leave(i, h, h)
-        h = self._pass("resid_pre", i, h[...])
+        after, out = self._block(call, place, self._pass("resid_pre", i, h[...]))
+        self._settle(i, after)
+        return self._leave(i, after, out, call.kwargs)
+
+    def _settle(self, i: int, after: mx.array) -> None:
+        """Bounds memory: a layer's T x T matrices are gone before the next layer's are built."""
+        if {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
+            mx.eval(after, [kept[i] for kept in self.kept.values() if i in kept])
+
+    def _block(self, call: ModuleCall, place: int | str, h: mx.array) -> tuple[mx.array, Any]:
+        """Runs a block on a stream: the stream that leaves it, and all that it returned."""
+        assert call.frame is not None
+        i = call.frame.layer
         if isinstance(place, int):
             call.args = (*call.args[:place], h, *call.args[place + 1 :])
         else:
             call.kwargs[place] = h
+        self.turns[i] = 0
         out = call.run()
         if self._has("resid_mid", i):
             self._pass("resid_mid", i, h + self.mid.pop(i).astype(h.dtype))
-        after = self._pass("resid_post", i, stream(out)[...])
-        if {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
-            # bounds memory: the T x T matrices of one layer are gone before the next is built
-            mx.eval(after, [kept[i] for kept in self.kept.values() if i in kept])
-        return self._leave(i, after, out, call.kwargs)
+        return self._pass("resid_post", i, stream(out)[...]), out
 
     def _leave(self, i: int, h: mx.array, out: Any, kwargs: dict[str, Any] | None = None) -> Any:
         """What the layer returns: the stream, cropped after the last one, and its other outputs."""
@@ -197,7 +211,7 @@ class Job:
         if call.frame is None:
             return out
         i = call.frame.layer
-        self.turns[i] = self.turns.get(i, 0) + 1
+        self.turns[i] += 1
         site = "q" if self.turns[i] == 1 else "k"
         return self._pass(site, i, out.swapaxes(1, 2)).swapaxes(1, 2)
 
@@ -222,7 +236,9 @@ class Job:
                 self.mid[i] = new
             if (site, i) not in self.edits:
                 return out
-            if part.scale != 1.0:
+            if part.scale != 1.0 and self._known(site, i):
+                new = new / part.scale
+            elif part.scale != 1.0:
                 # what the edit left alone goes back as it came, not through * and /
                 new = mx.where(new == written, stream(out), new / part.scale)
             return (new, *out[1:]) if isinstance(out, (tuple, list)) else new
@@ -262,9 +278,9 @@ class Job:
     def _own_positions(self, name: str, i: int, call: AttentionCall) -> mx.array:
         """Keys or values after keeps and edits of those that do not come from the prefix."""
         whole = attn.plain(getattr(call, name), call.cache)
-        before, own = whole[:, :, : self.asked.offset], whole[:, :, self.asked.offset :]
+        before, own = whole[:, :, : self.offset], whole[:, :, self.offset :]
         own = self._pass(name, i, own.swapaxes(1, 2)).swapaxes(1, 2)
-        return mx.concatenate([before, own], axis=2) if self.asked.offset else own
+        return mx.concatenate([before, own], axis=2) if self.offset else own
 
     def _check_form(self, i: int, call: AttentionCall, z: mx.array) -> None:
         """Latent attention computes a single token in the latent space: other k, v and z."""
@@ -279,20 +295,24 @@ class Job:
 
     def _weights(self, i: int, call: AttentionCall) -> mx.array | None:
         """What an edited pattern adds to z, float32; None where it is only read."""
+        if not self._has("pattern", i):
+            self._keep(i, attn.summaries_of_call(call, self._summaries(i)))
+            return None
         before = attn.pattern(call).weights
         after = self._pass("pattern", i, before)
-        self._summarise(i, after)
+        self._keep(i, attn.summaries(after, self._summaries(i)))
         if ("pattern", i) not in self.edits:
             return None
         v = attn.plain(call.v, call.cache)
         return attn.z_from(after, v) - attn.z_from(before, v)
 
-    def _summarise(self, i: int, weights: mx.array) -> None:
-        if not any(self._has(site, i) for site in attn.SUMMARIES):
-            return
-        for site, array in attn.summaries(weights).items():
-            if self._has(site, i):
-                self._pass(site, i, array)
+    def _summaries(self, i: int) -> list[str]:
+        """Those numbers made of the pattern that are wanted at a layer."""
+        return [site for site in attn.SUMMARIES if self._has(site, i)]
+
+    def _keep(self, i: int, found: Mapping[str, mx.array]) -> None:
+        for site, array in found.items():
+            self._pass(site, i, array)
 
     def softmax(self, frame: Frame, scores: mx.array, out: mx.array) -> mx.array:
         """Weights of a model that takes its softmax by hand, after keeps and edits."""
@@ -301,9 +321,12 @@ class Job:
             return out
         if not self._sees_weights(i):
             return out
+        if not self._has("pattern", i):
+            self._keep(i, attn.summaries_of_scores(four_axes(scores), self._summaries(i)))
+            return out
         exact = four_axes(mx.softmax(scores.astype(mx.float32), axis=-1, precise=True))
         weights = self._pass("pattern", i, exact)
-        self._summarise(i, weights)
+        self._keep(i, attn.summaries(weights, self._summaries(i)))
         if ("pattern", i) not in self.edits:
             return out
         changed = (weights != exact).reshape(out.shape)

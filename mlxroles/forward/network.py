@@ -73,12 +73,22 @@ class Run:
         return sorted(self.sites[site])
 
 
-class Prefix:
+class _Unwindowed:
+    """What mlx_lm asks of a cache that drops old positions: here none are ever dropped."""
+
+    start_position = 0
+
+    def maybe_trim_front(self) -> None:
+        """Does nothing; a mask and not the cache hides what lies outside a window or chunk."""
+
+
+class Prefix(_Unwindowed):
     """A read-only KV cache of one layer: keys and values of positions that an earlier run saw.
 
     k and v are what the layer hands to its cache, as a rule [batch, kv_head, position, d]; a
-    batch of 1 serves rows of any number. Nothing is ever written, so one prefix is shared by all
-    rows and runs.
+    batch of 1 serves rows of any number, one of several prompts as many rows. Nothing is ever
+    written, so one prefix is shared by all rows and runs. It stands for sliding and chunked
+    caches too: all positions are kept, and the mask hides those outside the window.
     """
 
     def __init__(self, k: mx.array, v: mx.array) -> None:
@@ -97,7 +107,7 @@ class Prefix:
         return _mask(n, self.offset, return_array, window_size)
 
 
-class Recorder:
+class Recorder(_Unwindowed):
     """An empty KV cache that remembers what a layer hands to it, to make a ``Prefix`` of."""
 
     offset = 0
@@ -118,6 +128,8 @@ class Recorder:
 
 
 def _mask(n: int, offset: int, as_array: bool, window: int | None) -> Any:
+    """What a model that runs without a cache makes, for the last ``n`` of offset + n positions."""
     from mlx_lm.models.cache import create_attention_mask
 
-    return create_attention_mask(n, offset, as_array, window)
+    narrow = window is not None and offset + n > window
+    return create_attention_mask(n, offset, as_array, window if narrow else None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mlxroles.anatomy import START_LATE
 from mlxroles.backend import mx, number
 from mlxroles.edits import Edit
 from mlxroles.errors import ModelError, PromptError
@@ -49,8 +50,8 @@ def forward(
         ValueError: a layer, head or position that does not exist, or a start or prefix that does
             not fit.
     """
-    _check_tokens(network, tokens)
-    _check_read(read, tokens)
+    check_tokens(network, tokens)
+    check_read(read, tokens)
     _check_prefix(network, prefix)
     if network.anatomy.refused:
         if keep or edits or start is not None or not network.anatomy.vocab:
@@ -130,7 +131,8 @@ def _call(network: Network, tokens: mx.array, prefix: Sequence[Prefix] | None) -
     return out[0] if isinstance(out, (tuple, list)) else out
 
 
-def _check_tokens(network: Network, tokens: mx.array) -> None:
+def check_tokens(network: Network, tokens: mx.array) -> None:
+    """Refuses what MLX would answer with nonsense; see ``forward``."""
     if tokens.ndim != 2:
         raise ValueError(f"tokens have {tokens.ndim} axes; expected [batch, position]")
     if not tokens.size:
@@ -142,7 +144,7 @@ def _check_tokens(network: Network, tokens: mx.array) -> None:
         raise PromptError(f"token id {bad} is outside 0..{vocab - 1} of {network.architecture}")
 
 
-def _check_read(read: Read | None, tokens: mx.array) -> None:
+def check_read(read: Read | None, tokens: mx.array) -> None:
     """MLX does not check indices: a wrong one would read whatever lies in memory."""
     if read is None:
         return
@@ -157,8 +159,9 @@ def _check_read(read: Read | None, tokens: mx.array) -> None:
 def _check_prefix(network: Network, prefix: Sequence[Prefix] | None) -> None:
     if prefix is None:
         return
-    if not network.anatomy.plain_cache:
-        raise ModelError(f"{network.architecture} has no plain key-value cache to put a prefix in")
+    if not network.anatomy.prefix:
+        why = network.anatomy.forbidden.get(START_LATE, network.anatomy.refused)
+        raise ModelError(f"{network.architecture} cannot go on from a prefix: {why}")
     if len(prefix) != len(network.layers) or len({p.offset for p in prefix}) != 1:
         raise ValueError(
             f"a prefix of {len(prefix)} layers with lengths {sorted({p.offset for p in prefix})} "

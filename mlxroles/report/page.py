@@ -43,6 +43,7 @@ def html(doc: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         shell.table(rows.baselines(doc)),
         *(shell.table(grid) for grid in grids),
         shell.note(_LEGEND),
+        shell.note(rows.how_tested(doc)),
         "<h2>The run</h2>",
         shell.facts(facts),
     ]

@@ -72,6 +72,7 @@ def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
         "layer",
         "P",
         "effect",
+        *_test_heads(doc),
         "R",
         "increment",
         "KL",
@@ -88,6 +89,7 @@ def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
                 f"{layer}{''.join(marks)}",
                 _with_interval(values, "tool_call_prob", ".3f"),
                 _effect(values),
+                *_tests(doc, values),
                 _with_interval(values, "recovery", ".2f"),
                 _number(values, "increment", "+.2f"),
                 _number(values, "kl", ".3f"),
@@ -108,6 +110,7 @@ def _part_grid(doc: Mapping[str, Any], direction: str, axis: str, title: str) ->
             str(part),
             _with_interval(values, "tool_call_prob", ".3f"),
             _effect(values),
+            *_tests(doc, values),
             _with_interval(values, "recovery", ".2f"),
             _number(values, "kl", ".3f"),
             _top(values, count=1),
@@ -116,7 +119,34 @@ def _part_grid(doc: Mapping[str, Any], direction: str, axis: str, title: str) ->
     ]
     if len(found) > _MOST_PARTS:
         title += f" (the {_MOST_PARTS} largest effects of {len(found)})"
-    return Grid(title, ["layer", what, "P", "effect", "R", "KL", "likeliest token"], rows)
+    head = ["layer", what, "P", "effect", *_test_heads(doc), "R", "KL", "likeliest token"]
+    return Grid(title, head, rows)
+
+
+def how_tested(doc: Mapping[str, Any]) -> str:
+    """What p and q are, and how small p can be at all; empty where there are none."""
+    flips = doc.get("sign_flips")
+    if not flips:
+        return ""
+    least = format_number(documents.number(flips, "smallest_p"), ".2g")
+    return (
+        "p: of the effect's mean over prompts, by flipping the signs of prompts; q: corrected for "
+        "the cells of a direction (Benjamini-Hochberg); log-odds: the same of the effect in "
+        f"log-odds · with {documents.prompt_count(doc)} prompts no p can be below {least}"
+    )
+
+
+def _test_heads(doc: Mapping[str, Any]) -> list[str]:
+    return ["p (q)", "p (q), log-odds"] if doc.get("sign_flips") else []
+
+
+def _tests(doc: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    if not doc.get("sign_flips"):
+        return []
+    return [
+        f"{_number(values, f'{name}_p', '.2g')} ({_number(values, f'{name}_q', '.2g')})"
+        for name in ("effect", "effect_log_odds")
+    ]
 
 
 def _size(values: Mapping[str, Any]) -> float:

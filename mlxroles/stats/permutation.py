@@ -1,4 +1,4 @@
-"""Tests of "these two groups do not differ", by permuting which prompt is in which group."""
+"""Tests by rearranging prompts: which group they belong to, or which sign their value has."""
 
 import itertools
 import math
@@ -97,6 +97,70 @@ def permutation_test(
     shaped = [one.reshape(array.shape[1:]) for one in found]
     least = (own or _mirrored(labels)) / (own + len(arranged))
     return PermutationTest(shaped[0], shaped[1], shaped[2], len(arranged), exact, least)
+
+
+def sign_flip_test(
+    values: ArrayLike, rng: np.random.Generator, *, n: int = 10_000
+) -> NDArray[np.float64]:
+    """Tests for every unit whether its values lie symmetrically about 0: two-sided p [...].
+
+    The statistic is the mean over prompts, and each prompt's sign is flipped or not (Fisher
+    1935). Where there are no more than ``n`` patterns of signs all of them are looked at and
+    p = #{|T*| >= |T|} / 2^prompts, which is 2 / 2^prompts at least; otherwise ``n`` are drawn and
+    p = (1 + #{|T*| >= |T|}) / (1 + n). Units with equally many prompts share their flips.
+
+    Values that are NaN are left out unit by unit. A unit with fewer than two numbers, or with an
+    infinite one, has p NaN; one of zeros has p 1.
+
+    Args:
+        values: one observation per prompt, ``(prompt, ...)``.
+        rng: the source of the flips.
+        n: how many there are.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 0 or n < 1:
+        raise ValueError(f"values of shape {array.shape} and n {n}: expected prompts, and flips")
+    columns = array.reshape(len(array), math.prod(array.shape[1:]))
+    missing = np.isnan(columns)
+    sizes = np.where(np.isinf(columns).any(axis=0), 0, (~missing).sum(axis=0))
+    p = np.full(columns.shape[1], np.nan)
+    for size in sorted({int(size) for size in sizes if size > 1}):
+        signs, own = _signs(size, rng, n)
+        chosen = np.flatnonzero(sizes == size)
+        for start in range(0, len(chosen), _UNITS):
+            units = chosen[start : start + _UNITS]
+            block = columns[:, units].T[~missing[:, units].T].reshape(len(units), size).T
+            scale = np.maximum(np.abs(block).max(axis=0), np.finfo(np.float64).tiny)
+            p[units] = (own + _reached(signs, block / scale)) / (own + len(signs))
+    return p.reshape(array.shape[1:])
+
+
+def smallest_flip_p(prompts: int, n: int = 10_000) -> float:
+    """The least p that :func:`sign_flip_test` can give for this many prompts; NaN below two."""
+    if prompts < 2:
+        return math.nan
+    return 2 / 2**prompts if 2**prompts <= n else 1 / (1 + n)
+
+
+def _signs(size: int, rng: np.random.Generator, n: int) -> tuple[NDArray[np.int8], int]:
+    """Patterns of signs [pattern, prompt], and how often the observed one is to be added.
+
+    |T*| is the same when all signs are turned, so that of all patterns one half is enough.
+    """
+    if 2**size > n:
+        return (2 * rng.integers(0, 2, (n, size), dtype=np.int8) - 1), 1
+    bits = np.arange(2 ** (size - 1))[:, None] >> np.arange(size) & 1
+    return (1 - 2 * bits).astype(np.int8), 0
+
+
+def _reached(signs: NDArray[np.int8], block: NDArray[np.float64]) -> NDArray[np.integer]:
+    """How many patterns give each unit a sum as far from 0 as its own."""
+    observed = np.abs(block.sum(axis=0)) - _TIE
+    found = np.zeros(block.shape[1], dtype=int)
+    for first in range(0, len(signs), _ARRANGEMENTS):
+        rows = signs[first : first + _ARRANGEMENTS].astype(np.float64)
+        found += np.count_nonzero(np.abs(rows @ block) >= observed, axis=0)
+    return found
 
 
 def benjamini_hochberg(p: ArrayLike) -> NDArray[np.float64]:

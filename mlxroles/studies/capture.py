@@ -1,12 +1,13 @@
 """Captures: any sites of any prompts, from one model, to one HDF5 file.
 
 Prompts of one length run as batches; each batch is a cell whose arrays are stored as it is done,
-so that a killed capture goes on where it was. At the end the file is written whole and the parts
-are removed.
+so that a killed capture goes on where it was. The file is filled beside its place while the next
+batch computes, from the parts where an earlier process left some, and takes its name when it is
+whole; then the parts are removed.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,15 @@ from mlxroles.forward import forward
 from mlxroles.models.model import Model
 from mlxroles.plan import parse_layers, run_id
 from mlxroles.runner import Result, run
-from mlxroles.store.capture import CaptureFile, Store
+from mlxroles.store.capture import Store
 from mlxroles.store.files import plain_errors, shown
 from mlxroles.store.folder import ARRAYS, RunFolder
 from mlxroles.store.manifest import MANIFEST
-from mlxroles.store.schema import CAPTURE_VARIABLES
+from mlxroles.studies.capture_file import Filling
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.place import RunPlace, computed_by
 from mlxroles.studies.subject import Subject, attention_heads, stream_width
 from mlxroles.text import did_you_mean, safe_text, slug
-from mlxroles.versions import now, versions
 
 NAMES = (*SITES, "logits")
 BATCH_TOKENS = 2048
@@ -206,14 +206,18 @@ class Capture:
         # what the model refuses is refused before anything is written
         self.model.check_tokens([p.ids for p in self.prompts])
         token_ids = {p.id: p.ids for p in self.prompts}
-        with place.open(
+        opened = place.open(
             self.subject, self.identity(), token_ids, run_id=self.run_id, folder=parts
-        ) as folder:
-            finished = run(self, self.cells, folder, emit, title=title, notes=self.subject.notes)
+        )
+        with opened as folder, Filling(self, path, fresh=place.fresh) as file:
+            notes = self.subject.notes
+            finished = run(
+                self, self.cells, folder, emit, title=title, notes=notes, stored=file.add
+            )
             is_whole = finished.interrupted is None and not finished.failed
             if is_whole:
                 emit(Stage(f"writing {path}"))
-                self._write(folder, path, fresh=place.fresh)
+                file.finish(folder)
         if is_whole:
             self._clear(place)
         return self._document(path), finished
@@ -234,71 +238,6 @@ class Capture:
             return place.out, place.out.with_name(f"{place.out.name}.parts")
         folder = place.results / slug(f"capture_{self.subject.display}") / self.run_id
         return folder / "capture.h5", folder
-
-    def _write(self, folder: RunFolder, path: Path, *, fresh: bool) -> None:
-        first = folder.arrays(self.cells[0].id)
-        sizes = self._sizes(first)
-        variables = [CAPTURE_VARIABLES[name] for name in (*self.keep, "tokens", "length")]
-        coords: dict[str, Any] = {
-            axis: sizes[axis] for variable in variables for axis in variable.axes if axis in sizes
-        }
-        coords |= {"prompt": [p.id for p in self.prompts], "layer": list(self.layers.layers)}
-        with CaptureFile(
-            path,
-            variables,
-            coords={a: c for a, c in coords.items() if any(a in v.axes for v in variables)},
-            attrs=self._attributes(first),
-            store=self.store,
-            overwrite=fresh,
-        ) as file:
-            for cell in self.cells:
-                self._put(file, cell.coords["prompts"], folder.arrays(cell.id))
-
-    def _sizes(self, first: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Length of every axis, from the model and the first batch."""
-        model, blocks = self.model, self.model.network.anatomy.blocks
-        sizes = dict.fromkeys(("position", "query", "key"), self.longest)
-        sizes |= {"d_model": model.d_model, "vocab": model.vocab}
-        sizes["head"] = max((b.heads for b in blocks), default=0)
-        sizes["kv_head"] = max((b.kv_heads for b in blocks), default=0)
-        widths = [a.shape[-1] for name, a in first.items() if name[0] in "qkvz" and "." in name]
-        sizes["d_head"] = max(widths, default=model.d_head)
-        return sizes
-
-    def _put(
-        self, file: CaptureFile, prompts: Sequence[int], arrays: Mapping[str, np.ndarray]
-    ) -> None:
-        for row, n in enumerate(prompts):
-            length = self.prompts[n].n_tokens
-            file.put("tokens", (n, slice(0, length)), np.array(self.prompts[n].ids, dtype="i4"))
-            file.put("length", (n,), np.int32(length))
-            for name, array in arrays.items():
-                site, _, layer = name.partition(".")
-                place = (n,) if not layer else (n, self.layers.layers.index(int(layer)))
-                extent = tuple(slice(0, size) for size in array.shape[1:])
-                file.put(site, (*place, *extent), array[row])
-
-    def _attributes(self, first: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        model = self.model
-        have = {site: [n for n in first if n.startswith(f"{site}.")] for site in self.keep}
-        gaps = {
-            site: [i for i in self.layers if f"{site}.{i}" not in found]
-            for site, found in have.items()
-            if site != "logits"
-        }
-        return {
-            "run_id": self.run_id,
-            "model": str(self.subject.sides["model"].folder),
-            "model_sha256": self.subject.sides["model"].identity["sha256"],
-            "architecture": model.architecture,
-            "n_heads": model.n_heads,
-            "n_kv_heads": model.n_kv_heads,
-            "layers_without": {site: gap for site, gap in gaps.items() if gap},
-            "repairs": list(model.repairs),
-            "warnings": list(model.warnings),
-            "created": now(),
-            "versions": versions(),
-        }
 
     def _document(self, path: Path) -> dict[str, Any]:
         return {

@@ -303,14 +303,17 @@ class EntropyStudy:
         return max(attention_heads(self.subject), 1) * (2 + 2 * NEAR)
 
 
-def summaries(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Every summary of the pattern [row, layer, head, query(, near)], float32.
+def summaries(
+    model: Model, rows: Sequence[Sequence[int]], names: Sequence[str] = SUMMARIES
+) -> dict[str, np.ndarray]:
+    """Summaries of the pattern [row, layer, head, query(, near)], float32.
 
     NaN for layers without attention weights and for heads that a layer does not have.
 
     Args:
         model: What runs.
         rows: Token ids, all of one length.
+        names: Which of ``attention.SUMMARIES``.
 
     Raises:
         ModelError: the model shows no attention weights.
@@ -322,12 +325,12 @@ def summaries(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.ndarr
     shape = (n_rows, len(blocks), heads, length)
     found = {
         name: np.full((*shape, NEAR) if name.endswith("_keys") else shape, np.nan, np.float32)
-        for name in SUMMARIES
+        for name in names
     }
     size = max(1, SCORE_BYTES // (4 * heads * length * n_rows))
     if not model.network.anatomy.plain_cache:
         size = length
-    for first, part in by_blocks(model.network, tokens, keep=tuple(SUMMARIES), size=size):
+    for first, part in by_blocks(model.network, tokens, keep=names, size=size):
         for name, whole in found.items():
             for layer in part.layers(name):
                 array = np.array(part[name, layer])

@@ -17,11 +17,17 @@ from mlxroles.studies.patch import PatchGrid
 
 SCHEMA = "mlxroles/patch/1"
 RECOVERY_METRIC = "log_odds"
+TESTED = ("effect", "effect_log_odds", "effect_logit_diff")
+"""Changes whose mean over several prompts is tested against 0, by flipping signs."""
+FLIPS = 10_000
 _SHORT = {"instruct_to_base": "i2b", "base_to_instruct": "b2i"}
 
 Values = Mapping[str, Any]
 Cells = Mapping[str, tuple[Mapping[str, Any], Values, float]]
 """Cell id -> coordinates, values, seconds; stored cells only."""
+
+_Cell = tuple[dict[str, Any], Sequence[Values | None]]
+"""A cell of the document, and what each prompt had there."""
 
 
 def document(
@@ -63,6 +69,7 @@ def document(
         "strings": dict(strings),
         "ids": {text: entry["ids"] for text, entry in strings.items()},
         "recovery_metric": RECOVERY_METRIC,
+        "sign_flips": _flips(len(grid.prompts)),
         "baselines": baselines,
     }
     for direction in DIRECTIONS:
@@ -72,6 +79,19 @@ def document(
     }
     doc["summary"] = summary(doc)
     return doc
+
+
+def _flips(prompts: int) -> dict[str, Any] | None:
+    """How the p-values were made; None for one prompt, of which there are none."""
+    if prompts < 2:
+        return None
+    return {
+        "measures": list(TESTED),
+        "prompts": prompts,
+        "n": min(FLIPS, 2**prompts),
+        "exact": 2**prompts <= FLIPS,
+        "smallest_p": stats.smallest_flip_p(prompts, FLIPS),
+    }
 
 
 def summary(doc: Values) -> dict[str, Any]:
@@ -150,17 +170,22 @@ class _Summed:
             (k[2] for k in self.table if k[:2] == (direction, control)),
             key=lambda x: (x is not None, x),
         )
-        if parts == [None] or not parts:
-            return self._layers(direction, control, None)
-        axis = "by_head" if self.grid.heads == "each" else "by_position"
+        made = {part: self._layers(direction, control, part) for part in parts or [None]}
+        self._test([cell for layers in made.values() for cell in layers.values()], direction)
         found: dict[str, Any] = {}
-        for part in parts:
-            for layer, cell in self._layers(direction, control, part).items():
+        axis = "by_head" if self.grid.heads == "each" else "by_position"
+        for part, layers in made.items():
+            for layer, (cell, _) in layers.items():
+                if part is None:
+                    found[layer] = cell
+                    continue
                 cell["increment"] = None  # a head or position has none below it to compare with
                 found.setdefault(layer, {axis: {}})[axis][str(part)] = cell
+        if None in made:
+            return found
         return {layer: _strongest(found[layer][axis]) | found[layer] for layer in found}
 
-    def _layers(self, direction: str, control: str | None, part: object) -> dict[str, Any]:
+    def _layers(self, direction: str, control: str | None, part: object) -> dict[str, _Cell]:
         stored = self.table.get((direction, control, part), {})
         if not stored:
             return {}
@@ -174,8 +199,20 @@ class _Summed:
                 rows.append(None if values is None else {**values, **derived[p][layer]})
             cell = self._mean(rows, f"{direction} {control} {part} {layer}")
             cell["time_s"] = sum(s for (_, at), (_, s) in stored.items() if at == layer)
-            found[str(layer)] = cell
+            found[str(layer)] = (cell, rows)
         return found
+
+    def _test(self, cells: Sequence[_Cell], direction: str) -> None:
+        """Adds p by sign flips, and q over these cells, of each change that is tested."""
+        if len(self.prompts) == 1 or not cells:
+            return
+        for name in TESTED:
+            values = [[documents.number(row, name) for row in rows] for _, rows in cells]
+            rng = np.random.default_rng([self.seed, *f"{direction} {name}".encode()])
+            p = stats.sign_flip_test(np.array(values).T, rng, n=FLIPS)
+            q = stats.benjamini_hochberg(p)
+            for (cell, _), own, corrected in zip(cells, p, q, strict=True):
+                cell |= {f"{name}_p": float(own), f"{name}_q": float(corrected)}
 
     def _derived(
         self,
@@ -189,7 +226,10 @@ class _Summed:
         if target is None or source is None:
             return {layer: {} for layer in layers}
         cells = {layer: stored.get((p, layer), (None, 0.0))[0] for layer in layers}
-        return probes.effects(cells, recipient=target, donor=source, metric=RECOVERY_METRIC)
+        found = probes.effects(cells, recipient=target, donor=source, metric=RECOVERY_METRIC)
+        own = documents.number(target, "logit_diff")
+        changed = {i: documents.number(cell, "logit_diff") - own for i, cell in cells.items()}
+        return {i: {**found[i], "effect_logit_diff": changed[i]} for i in found}
 
     def _mean(self, rows: Sequence[Values | None], where: str) -> dict[str, Any]:
         """The mean of every number over the prompts; the first prompt's top tokens."""

@@ -4,22 +4,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlxroles import engine, probes
+from mlxroles.anatomy import JOIN_LATE, START_LATE, forbidden_by_type
 from mlxroles.backend import mx
 from mlxroles.documents import donor, recipient
-from mlxroles.engine import Place, States
+from mlxroles.edits import Edit
+from mlxroles.engine import Answer, Clean, Row, Shape, memory
 from mlxroles.events import Cell
+from mlxroles.models.implementation import module_name
 from mlxroles.runner import Result
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.patch import DIRECTIONS, PatchGrid
-from mlxroles.studies.subject import Subject, stream_width
-
-ROWS = 8
-"""Cells of one layer that run as one batch where only their positions or heads differ."""
+from mlxroles.studies.subject import Subject, text_config
 
 STATE_BYTES = 2 << 30
 """States of prompts that may be held at once; beyond it prompts go in groups."""
@@ -28,9 +28,18 @@ SILENCE = 5.0
 """Seconds after which a clean run is announced: large models take minutes for one."""
 
 
+class Passage(NamedTuple):
+    """A clean run that patched runs need: prompts of one length in one model."""
+
+    side: str
+    prompts: tuple[int, ...]
+    other: bool
+    """Whether on the control text."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Cells that are computed together: one prompt, direction, layer and control."""
+    """Cells that are computed together: of one direction, and prompts of one length."""
 
     cells: tuple[Cell, ...]
     """Those that are pending."""
@@ -38,6 +47,8 @@ class Batch:
     """Prompts of one group have their states in memory at the same time."""
     rows: tuple[Cell, ...]
     """All that run, with those that are stored already."""
+    prompts: tuple[int, ...]
+    """Prompts whose clean runs they share."""
 
 
 class PatchWork:
@@ -47,8 +58,10 @@ class PatchWork:
         subject: The two models.
         grid: The sweep.
         targets: What is measured on the logits.
+        decode: The text of one token.
         seed: Of the noise control.
         donor_head: Also read the patched stream with the donor's norm and head.
+        most: Bytes that may be in use; None for a share of the device's memory.
     """
 
     def __init__(
@@ -60,12 +73,14 @@ class PatchWork:
         decode: Callable[[int], str],
         seed: int = 0,
         donor_head: bool = False,
+        most: int | None = None,
     ) -> None:
         self.subject, self.grid, self.targets = subject, grid, targets
         self.decode, self.seed, self.donor_head = decode, seed, donor_head
         self.chain = targets.head.chain
-        self._states: dict[tuple[str, int, bool], States] = {}
-        self._group: int | None = None
+        self.memory = memory.limit() if most is None else most
+        self._states: dict[Passage, Clean] = {}
+        self._last: tuple[tuple[Cell, ...], list[Answer]] | None = None
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -77,74 +92,143 @@ class PatchWork:
         """
         wanted = {cell.id for cell in pending}
         found = []
-        for group, rows in self._chunks:
-            cells = tuple(cell for cell in rows if cell.id in wanted)
+        for batch in self._batches:
+            cells = tuple(cell for cell in batch.rows if cell.id in wanted)
             if cells:
-                found.append(Batch(cells, group, rows))
+                found.append(Batch(cells, batch.group, batch.rows, batch.prompts))
         return found
 
     @cached_property
-    def _chunks(self) -> list[tuple[int, tuple[Cell, ...]]]:
-        """(group, cells that run together) of the whole grid, in computing order."""
+    def _batches(self) -> list[Batch]:
+        """The whole grid in computing order."""
         per_group = self._prompts_per_group()
         order = {"base": 0, "instruct": 1, "base_to_instruct": 2, "instruct_to_base": 3}
-        keyed: dict[tuple, list[Cell]] = {}
+        alike: dict[tuple[int, int, int], list[Cell]] = {}
         for cell in self.grid.cells():
             c = cell.coords
             p = int(c["prompt"])
             stage = order[c.get("baseline") or c["direction"]]
-            key = (p // per_group, stage, p, c.get("layer", -1), str(c.get("control") or ""))
-            keyed.setdefault(key, []).append(cell)
-        return [
-            (key[0], tuple(keyed[key][i : i + ROWS]))
-            for key in sorted(keyed)
-            for i in range(0, len(keyed[key]), ROWS)
-        ]
+            alike.setdefault((p // per_group, stage, self.grid.prompts[p].n_tokens), []).append(
+                cell
+            )
+        together: dict[tuple[int, int], list[int]] = {}
+        for p, prompt in enumerate(self.grid.prompts):
+            together.setdefault((p // per_group, prompt.n_tokens), []).append(p)
+        made = []
+        for key in sorted(alike):
+            cells, prompts = alike[key], tuple(together[key[0], key[2]])
+            for rows in self._cut(cells, prompts):
+                made.append(Batch((), key[0], tuple(cells[n] for n in rows), prompts))
+        return made
+
+    def _cut(self, cells: Sequence[Cell], prompts: tuple[int, ...]) -> list[list[int]]:
+        """Indices of cells that run together."""
+        if "baseline" in cells[0].coords:
+            return [list(range(len(cells)))]
+        shape = self.shape(prompts[0])
+        spots = [engine.spot(self._row(c, 0.0, prompts), shape) for c in cells]
+        n_prompts = min(len(self.grid.prompts), self._prompts_per_group())
+        states = 4 * self._state_bytes * n_prompts
+        fits = engine.room(self._sizes, shape, self.memory, known=states)
+        return engine.cut(shape, spots, fits)
+
+    @cached_property
+    def forbidden(self) -> dict[str, str]:
+        """Shortcuts that the models' architecture does not allow, and why not."""
+        return forbidden_by_type(module_name(next(iter(self.subject.sides.values())).config))
+
+    def layer_calls(self) -> float:
+        """Row-layers that the sweep takes: one layer over one whole prompt counts as 1."""
+        total, n = 0.0, self.subject.n_layers
+        if JOIN_LATE in self.forbidden:
+            passages = {key for batch in self._batches for key in self._needs(batch)}
+            cells = sum("layer" in cell.coords for cell in self.grid.cells())
+            return float(n * (cells + sum(len(key.prompts) for key in passages)))
+        for batch in self._batches:
+            shape = self.shape(batch.prompts[0])
+            if "baseline" in batch.rows[0].coords:
+                texts = 1 + ("other_prompt" in self.grid.controls)
+                total += texts * len(batch.rows) * engine.clean_calls(shape)
+                continue
+            rows = (self._row(c, 0.0, batch.prompts) for c in batch.rows)
+            spots = (engine.spot(row, shape) for row in rows)
+            total += sum(engine.least_calls(s, shape) for s in spots if s is not None)
+        return total
+
+    def shape(self, p: int) -> Shape:
+        """What the patched runs of a prompt have in common."""
+        tokens, read = self._tokens(self.grid.prompts[p])
+        late = START_LATE not in self.forbidden
+        return Shape(self.subject.n_layers, len(tokens), tuple(read), late)
+
+    def _row(self, cell: Cell, value: Any, prompts: Sequence[int]) -> Row:
+        """A cell as a row of the engine."""
+        c = cell.coords
+        positions, heads = self.grid.place(c)
+        edit = value
+        if not isinstance(value, Edit):
+            edit = Edit(self.grid.site, int(c["layer"]), value, positions=positions, heads=heads)
+        return Row((edit,), prompts.index(int(c["prompt"])))
+
+    @cached_property
+    def _sizes(self) -> memory.Sizes:
+        """Of the models in memory, as their configs say: nothing is loaded yet."""
+        sides = list(self.subject.sides.values())
+        held = [side.n_bytes for side in sides]
+        weights = sum(held) if self.subject.resident > 1 else max(held)
+        config = text_config(sides[0].config)
+        return memory.sizes_of_config(config, weights, self.subject.n_layers)
+
+    @property
+    def _state_bytes(self) -> int:
+        """Bytes of one clean run of the longest prompt."""
+        longest = max(p.n_tokens for p in self.grid.prompts) + len(self.chain) - 1
+        sites, layers = [self.grid.site], len(self.grid.layers)
+        return memory.states(self._sizes, prompts=1, length=longest, sites=sites, layers=layers)
 
     def _prompts_per_group(self) -> int:
         """Prompts whose states, two models on the prompt and on the other text, fit together."""
-        longest = max(p.n_tokens for p in self.grid.prompts) + len(self.chain) - 1
-        arrays = 4 * len(self.grid.layers) * (1 if self.grid.site.startswith("resid") else 2)
-        per_prompt = arrays * longest * stream_width(self.subject) * 4
-        return max(1, STATE_BYTES // per_prompt)
+        return max(1, STATE_BYTES // (4 * self._state_bytes))
 
     # --- states -------------------------------------------------------------------------------
 
     def prepare(self, batches: Sequence[Batch]) -> Iterator[None]:
         """Runs the clean runs that a group of batches needs, one model after the other."""
         self._states.clear()
-        wanted = sorted({key for batch in batches for key in self._needs(batch.cells[0])})
+        wanted = sorted({key for batch in batches for key in self._needs(batch)})
         said = 0.0
-        for n, (side, p, other) in enumerate(wanted, start=1):
+        for n, key in enumerate(wanted, start=1):
             if time.monotonic() - said > SILENCE:
                 said = time.monotonic()
-                text = "the control text" if other else self.grid.prompts[p].id
-                self.subject.on_load(f"clean run {n} of {len(wanted)}: {side} on {text}")
-            self._state(side, p, other)
+                text = "the control text" if key.other else self.grid.prompts[key.prompts[0]].id
+                self.subject.on_load(f"clean run {n} of {len(wanted)}: {key.side} on {text}")
+            self._state(key)
             yield
 
-    def _needs(self, cell: Cell) -> list[tuple[str, int, bool]]:
-        """Clean runs behind a cell: (side, prompt, whether on the other text)."""
-        c = cell.coords
-        p = int(c["prompt"])
+    def _needs(self, batch: Batch) -> set[Passage]:
+        """Clean runs behind a batch."""
+        c = batch.rows[0].coords
         if "baseline" in c:
-            return [(str(c["baseline"]), p, False)]
-        direction = str(c["direction"])
-        other = c.get("control") == "other_prompt"
-        return [(donor(direction), p, other), (recipient(direction), p, False)]
+            return {Passage(str(c["baseline"]), batch.prompts, other=False)}
+        given, taker = donor(str(c["direction"])), recipient(str(c["direction"]))
+        others = {cell.coords.get("control") == "other_prompt" for cell in batch.rows}
+        donors = {Passage(given, batch.prompts, other=other) for other in others}
+        return {Passage(taker, batch.prompts, other=False), *donors}
 
-    def _state(self, side: str, p: int, other: bool) -> States:
-        key = (side, p, other)
+    def _state(self, key: Passage) -> Clean:
         if key not in self._states:
-            model = self.subject.model(side)
-            tokens, read = self._tokens(self.grid.prompts[p], other=other)
-            model.check_tokens([tokens])
+            model = self.subject.model(key.side)
+            prompts = [self.grid.prompts[p] for p in key.prompts]
+            tokens = [self._tokens(p, other=key.other)[0] for p in prompts]
+            model.check_tokens(tokens)
             self._states[key] = engine.clean(
                 model.network,
                 tokens,
+                read=self.shape(key.prompts[0]).read,
                 site=self.grid.site,
                 layers=self.grid.layers.layers,
-                read=read,
+                recipient=not key.other,
+                late=True,
             )
         return self._states[key]
 
@@ -158,44 +242,67 @@ class PatchWork:
 
     def compute(self, batch: Batch) -> Iterator[Result]:
         """The batch's cells with their numbers."""
-        coords = batch.cells[0].coords
-        p = int(coords["prompt"])
-        if "baseline" in coords:
-            logits = self._state(str(coords["baseline"]), p, other=False).logits
-            assert logits is not None
-            yield Result(batch.cells[0], self._measures(logits))
+        coords = batch.rows[0].coords
+        if "baseline" not in coords:
+            yield from self._patched(batch)
             return
-        yield from self._patched(batch, p)
+        state = self._state(Passage(str(coords["baseline"]), batch.prompts, other=False))
+        assert state.logits is not None
+        for cell in batch.cells:
+            logits = state.logits[batch.prompts.index(int(cell.coords["prompt"]))]
+            yield Result(cell, self._measures(logits))
 
-    def _patched(self, batch: Batch, p: int) -> Iterator[Result]:
-        coords, prompt = batch.cells[0].coords, self.grid.prompts[p]
-        direction, layer = str(coords["direction"]), int(coords["layer"])
-        control = coords.get("control")
-        given = self._state(donor(direction), p, other=control == "other_prompt")
-        own = self._state(recipient(direction), p, other=False)
+    def _patched(self, batch: Batch) -> Iterator[Result]:
+        direction = str(batch.rows[0].coords["direction"])
+        own = self._state(Passage(recipient(direction), batch.prompts, other=False))
         assert own.logits is not None
-        value = given.site[layer]
-        if control == "random":
-            rng = np.random.default_rng([self.seed, p, layer, DIRECTIONS.index(direction)])
-            value = engine.matched_noise(value, rng)
-        tokens, read = self._tokens(prompt)
-        site = self.grid.site
-        places = [Place(site, layer, *self.grid.place(cell.coords)) for cell in batch.rows]
-        model = self.subject.model(recipient(direction))
-        run = engine.patched(model.network, tokens, own, value, places, read)
-        foreign = self._through_donor(direction, run.final)
+        answers = self._answers(batch, direction, own)
+        foreign = self._through_donor(direction, answers)
         for row, cell in enumerate(batch.rows):
             if cell not in batch.cells:
                 continue
-            values = self._measures(run.logits[row])
-            values["kl"] = probes.kl(run.logits[row][0], own.logits[0])
+            logits = answers[row].logits
+            values = self._measures(logits)
+            clean = own.logits[batch.prompts.index(int(cell.coords["prompt"]))]
+            values["kl"] = probes.kl(logits[0], clean[0])
             if foreign is not None:
                 values["donor_head"] = self._measures(foreign[row])
-            yield Result(cell, values, tokens=len(tokens))
+            yield Result(cell, values, tokens=own.shape.length)
 
-    def _through_donor(self, direction: str, final: mx.array) -> np.ndarray | None:
+    def _answers(self, batch: Batch, direction: str, own: Clean) -> list[Answer]:
+        """What the batch's rows end in; those of the last batch are remembered for retries."""
+        if self._last is None or self._last[0] != batch.rows:
+            noise: dict[tuple[int, int], mx.array] = {}
+            rows = []
+            for cell in batch.rows:
+                control = cell.coords.get("control")
+                key = Passage(donor(direction), batch.prompts, other=control == "other_prompt")
+                given, p = self._state(key), int(cell.coords["prompt"])
+                layer, site = int(cell.coords["layer"]), self.grid.site
+                row, value = batch.prompts.index(p), None
+                if control == "random":
+                    if (p, layer) not in noise:
+                        value = given.value(site, layer, row)
+                        rng = np.random.default_rng(
+                            [self.seed, p, layer, DIRECTIONS.index(direction)]
+                        )
+                        noise[p, layer] = engine.matched_noise(
+                            value, rng, given.begins(site, layer)
+                        )
+                    value = noise[p, layer]
+                positions, heads = self.grid.place(cell.coords)
+                edit = engine.transplant(
+                    given, site, layer, prompt=row, positions=positions, heads=heads, value=value
+                )
+                rows.append(self._row(cell, edit, batch.prompts))
+            network = self.subject.model(recipient(direction)).network
+            self._last = batch.rows, engine.run(network, own, rows)
+        return self._last[1]
+
+    def _through_donor(self, direction: str, answers: Sequence[Answer]) -> np.ndarray | None:
         if not self.donor_head:
             return None
+        final = mx.stack([answer.final for answer in answers if answer.final is not None])
         logits = self.subject.model(donor(direction)).unembed(final)
         return np.array(logits.astype(mx.float32))
 

@@ -113,11 +113,9 @@ class PatchSweep:
     def plan(self) -> dict[str, Any]:
         """What a dry run shows: cells, layer calls, memory and disk, without loading weights."""
         n, sides = self.subject.n_layers, self.subject.sides.values()
-        starts = {"resid_post": 1}.get(self.grid.site, 0)
-        per_cell = sum(n - layer - starts for layer in self.grid.layers) / len(self.grid.layers)
+        work = PatchWork(self.subject, self.grid, self.targets, decode=str)
         n_cells = sum("layer" in c.coords for c in self.cells)
         clean = 2 * len(self.grid.prompts) * (1 + ("other_prompt" in self.grid.controls))
-        calls = round(n_cells * per_cell) + clean * n
         weights = sum(s.n_bytes for s in sides)
         resident = weights if self.subject.resident > 1 else max(s.n_bytes for s in sides)
         return {
@@ -128,8 +126,9 @@ class PatchSweep:
             "layers": list(self.grid.layers.layers),
             "prompts": [{"id": p.id, "n_tokens": p.n_tokens} for p in self.grid.prompts],
             "clean_runs": clean,
-            "layer_calls": calls,
+            "layer_calls": round(work.layer_calls(), 1),
             "layer_calls_if_every_cell_ran_whole": (n_cells + clean) * n,
+            "not_possible": work.forbidden,
             "resident_models": self.subject.resident,
             "weights_bytes": weights,
             "memory_bytes": resident,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxroles import probes, stats
+from mlxroles import engine, probes, stats
 from mlxroles.backend import mx
 from mlxroles.errors import PromptError
 from mlxroles.events import Cell, Emit, RunFinished, Stage
@@ -223,14 +223,17 @@ def answers(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Logits after the prompt [vocab], float32, and every string's log-probability after it."""
     long = {t.text: t.chain for t in targets.strings if len(t.chain) > 1}
-    first = _logits(model.run(ids, positions="last").logits)[0, -1]
+    model.check_tokens([ids])
+    clean = engine.clean(model.network, [list(ids)], read=[len(ids) - 1], layers=())
+    assert clean.logits is not None
+    first = clean.logits[0, 0]
     if not np.isfinite(first).all():
         raise FloatingPointError("the logits are not all finite numbers")
     if not long:
         return first, {}
     rows = [list(chain[:-1]) for chain in long.values()]
-    if model.network.anatomy.plain_cache:
-        after = list(_logits(model.run(rows, prefix=model.prefix(ids)).logits))
+    if clean.shape.late:
+        after = list(_logits(model.run(rows, prefix=clean.prefix()).logits))
     else:
         n = len(ids)
         after = [

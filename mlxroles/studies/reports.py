@@ -13,6 +13,7 @@ from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic,
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
 from mlxroles.store.summary import SUMMARY, read_summary
+from mlxroles.studies import attribution_results
 from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
 
 
@@ -41,6 +42,10 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
                     "again that made it"
                 )
             return doc, where / PAGE
+        if kind == "attribution":
+            doc = _summary(path)
+            attribution_results.write(path, doc)
+            return doc, path / PAGE
         if kind != "patch":
             raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
         doc = _summary(path)

@@ -1,0 +1,52 @@
+"""Figures of an attribution document, as PNG and SVG files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Maps = Mapping[str, Mapping[str, NDArray[np.float64]]]
+"""Direction -> site -> means over prompts [tested layer, position]."""
+
+
+def attribution_figures(doc: Mapping[str, Any], maps: Maps, folder: Path) -> dict[str, str]:
+    """Writes the figures into the folder; the same document, the same bytes.
+
+    Figures without a single number are left out.
+
+    Args:
+        doc: As ``studies.attribution_document`` makes it, also when read back from JSON.
+        maps: Estimates by position; empty where prompts differ in length.
+        folder: Made where it does not exist.
+
+    Returns:
+        The path per figure: ``layers``, ``heads``, ``attention``, and per direction
+        ``positions_``, ``edges_`` and ``verify_DIRECTION`` as PNG, and the same with ``_svg``
+        appended.
+    """
+    from mlxroles.plots import attribution_maps, canvas
+    from mlxroles.plots.attribution_edges import flow
+    from mlxroles.plots.attribution_verify import scatter
+    from mlxroles.report.attribution_rows import directions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, str] = {}
+    with canvas.style():
+        drawn = {
+            "layers": attribution_maps.layers(doc),
+            "heads": attribution_maps.heads(doc, ("z",)),
+            "attention": attribution_maps.heads(doc, ("q", "k", "v", "pattern")),
+        }
+        for direction in directions(doc):
+            grids = maps.get(direction) or {}
+            drawn[f"positions_{direction}"] = attribution_maps.positions(doc, direction, grids)
+            drawn[f"edges_{direction}"] = flow(doc, direction)
+            drawn[f"verify_{direction}"] = scatter(doc, direction)
+        for name, figure in drawn.items():
+            if figure is not None:
+                png, vector = folder / f"{name}.png", folder / f"{name}.svg"
+                canvas.save(figure, png, vector)
+                paths |= {name: str(png), f"{name}_svg": str(vector)}
+    return paths
