@@ -151,7 +151,7 @@ def onto(edit: Edit, start: int, length: int) -> Edit | None:
         if not left:
             return None
     shape: tuple[int, ...] = getattr(value, "shape", ())
-    if edit.op != "project" and len(shape) >= -axis and shape[axis] == size > 1:
+    if len(shape) >= -axis and shape[axis] == size > 1:
         value = mx.take(mx.array(value), mx.array(kept), axis=axis)
     return replace(edit, value=value, positions=left)
 

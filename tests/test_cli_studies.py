@@ -209,7 +209,7 @@ def test_a_dry_run_loads_and_writes_nothing(call, models, tmp_path, command, mon
         (["patch", "--pair", "tiny", "--base", "x"], "exclude each other"),
         (["patch", "--pair", "tiny", "extra"], "unexpected extra argument"),
         (["patch", "--lairs", "3"], "--layers"),
-        (["patch", "--pair", "tiny", "--site", "q"], "resid_post"),
+        (["patch", "--pair", "tiny", "--site", "qq"], "resid_post"),
         (["patch", "--pair", "tiny", "--token-ids", "a"], "508 or 5,6"),
         (["patch", "--pair", "tiny", "--resident", "3"], "1<=x<=2"),
         (["probe"], "name a pair"),

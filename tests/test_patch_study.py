@@ -9,7 +9,7 @@ import pytest
 import stories
 from stories import TEXT, TOOL, Plain, softmax
 
-from mlxroles import engine, forward, probes
+from mlxroles import edits, engine, forward, probes
 from mlxroles.backend import mx
 from mlxroles.documents import DIRECTIONS, donor, recipient
 from mlxroles.errors import PairError, PromptError, SpecError
@@ -137,6 +137,36 @@ def test_every_site_and_position_is_that_of_a_plain_loop(models, plain, tmp_path
 
             h = streams[recipient(direction)][layer]
             check(doc[direction][str(layer)], target.patched(site, layer, h, new)[-1], clean)
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v", "pattern"])
+def test_queries_keys_values_and_patterns_are_patched_head_by_head(models, tmp_path, site):
+    study = stories.sweep(models, site=site, heads="each", layers="1,4")
+    doc = stories.run(study, tmp_path / "run")
+    ids, network = mx.array([ids_of(study)]), {s: study.subject.model(s).network for s in SIDES}
+    n, heads = ids.shape[1], 4 if site in "kv" else 8
+    for direction in DIRECTIONS:
+        target = network[recipient(direction)]
+        given = forward.forward(network[donor(direction)], ids, keep=[site], logits=False)
+        clean = np.array(forward.forward(target, ids, read=[n - 1]).logits)[0, 0]
+        for layer in (1, 4):
+            cells = doc[direction][str(layer)]["by_head"]
+            assert sorted(map(int, cells)) == list(range(heads))
+            for head in (0, heads - 1):
+                edit = edits.transplant(site, layer, given[site, layer], heads=[head])
+                row = forward.forward(target, ids, edits=[edit], read=[n - 1]).logits
+                check(cells[str(head)], np.array(row)[0, 0], clean)
+    assert {"other_prompt", "random"} == {*doc["controls"]}
+
+
+def test_the_control_of_a_pattern_deals_a_querys_weights_to_keys_that_it_may_see(models):
+    model = stories.subject(models).model("base")
+    pattern = model.run([1, 403, 407, 261, 410], keep=["pattern"], layers=[2])["pattern", 2]
+    dealt = np.array(engine.shuffled_keys(pattern, np.random.default_rng(0)))
+    real = np.array(pattern)
+    assert (np.triu(dealt, 1) == 0).all()
+    assert (np.sort(dealt, axis=-1) == np.sort(real, axis=-1)).all()
+    assert (dealt != real).any()
 
 
 def test_each_position_is_its_own_cell(models, plain, tmp_path):
@@ -420,7 +450,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_document(models, tmp_path, ke
         ({"positions": "28"}, SpecError, "position 28 is outside 0..27"),
         ({"heads": "1"}, SpecError, "--site z"),
         ({"site": "z", "heads": "8"}, SpecError, "head 8 is outside 0..7"),
-        ({"site": "q"}, SpecError, "cannot be patched"),
+        ({"site": "qq"}, SpecError, "cannot be patched"),
         ({"controls": ("noise",)}, SpecError, "unknown"),
         ({"site": "z", "heads": "each", "positions": "each"}, SpecError, "drop one"),
         ({"donor_head": True, "resident": 1}, SpecError, "--resident 2"),

@@ -77,6 +77,15 @@ def two_model_options(command: Command) -> Command:
     )(command)
 
 
+def memory_option(command: Command) -> Command:
+    """Adds ``--memory``, whose value is a number of bytes or None."""
+    return click.option(
+        "--memory",
+        metavar="12GB|50%",
+        help="Memory that the run may take; rows per batch follow.  [default: 75%]",
+    )(command)
+
+
 def loading(given: dict[str, Any]) -> dict[str, Any]:
     """What the options on loading said, as keywords for ``Subject``."""
     options = {name: given[name] for name in ("allow_window_mismatch", "trust_remote_code")}

@@ -9,6 +9,7 @@ from mlxroles.cli.inputs import (
     chosen_prompts,
     loading,
     measured_options,
+    memory_option,
     model_options,
     prompt_options,
     two_model_options,
@@ -30,9 +31,7 @@ METRICS = (
 )
 """What ``--metric`` takes: ``attribution.METRICS``, here without loading it."""
 
-SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
-INNER_SITES = ("q", "k", "v", "pattern")
-"""What only attribution has cells of."""
+SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
 
 _EXACT_ONLY = {
     "heads": "it has a cell for every head",
@@ -57,7 +56,7 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
 @click.option("--layers", metavar="A-B|A,B|A", help="Layers to patch.  [default: all]")
 @click.option(
     "--site",
-    type=click.Choice([*SITES, *INNER_SITES]),
+    type=click.Choice(SITES),
     help="What is patched: the stream after or before the block, a part of it, or heads' outputs, "
     "queries, keys, values, attention.  [default: resid_post; with attribution: all]",
 )
@@ -70,7 +69,7 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
 @click.option(
     "--heads",
     metavar="A-B|each",
-    help="With --site z: heads to patch; 'each' makes a cell per head.",
+    help="With --site z, q, k, v or pattern: heads to patch; 'each' makes a cell per head.",
 )
 @click.option(
     "--metric",
@@ -113,6 +112,7 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
 )
 @two_model_options
 @model_options
+@memory_option
 @drift_option
 @run_options
 @click.pass_context
@@ -156,14 +156,7 @@ def _check_options(context: click.Context, given: dict[str, Any], *, is_estimate
 
     Raises:
         SpecError: naming the option and the method.
-        click.BadParameter: a site of the other method.
     """
-    if given["site"] in INNER_SITES and not is_estimated:
-        raise click.BadParameter(
-            f"{given['site']!r} goes with --method attribution; otherwise one of "
-            f"{', '.join(SITES)}",
-            param_hint="'--site'",
-        )
     named = {
         name
         for name in (*_EXACT_ONLY, *_ATTRIBUTION_ONLY)
@@ -180,6 +173,7 @@ def _check_options(context: click.Context, given: dict[str, Any], *, is_estimate
 
 def _sweep(subject: Any, prompts: list[Any], given: dict[str, Any]) -> int:
     """The exact method."""
+    from mlxroles.engine import memory
     from mlxroles.studies.patch import CONTROLS
     from mlxroles.studies.patch_sweep import PatchOptions, PatchSweep
 
@@ -194,6 +188,7 @@ def _sweep(subject: Any, prompts: list[Any], given: dict[str, Any]) -> int:
         token_ids=given["token_ids"],
         donor_head=given["read"] == "donor-head",
         seed=given["seed"],
+        memory=memory.limit(given["memory"]),
     )
     sweep = PatchSweep(subject, prompts, options)
     if given["dry_run"]:
@@ -213,9 +208,11 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
     click.echo(f"cells         {plan['cells']} over layers {plan['layers']}")
     click.echo(f"layer calls   {plan['layer_calls']} (whole runs would take {whole})")
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    for shortcut, why in plan["not_possible"].items():
+        click.echo(f"not possible  {shortcut}: {why}")
     click.echo(
-        f"memory        {format_bytes(plan['memory_bytes'])} of weights at a time "
-        f"(--resident {plan['resident_models']}), and the states of the prompts"
+        f"memory        about {format_bytes(plan['memory_bytes'])} at the peak "
+        f"(--resident {plan['resident_models']})"
     )
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
     return 0

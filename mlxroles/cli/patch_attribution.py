@@ -12,6 +12,7 @@ from mlxroles.text import format_bytes
 
 def run_attribution(subject: Any, prompts: Sequence[Any], given: dict[str, Any]) -> int:
     """Plans or runs what the options say; the exit status."""
+    from mlxroles.engine import memory
     from mlxroles.studies.attribution_sweep import AttributionOptions, AttributionSweep
 
     options = AttributionOptions(
@@ -25,6 +26,7 @@ def run_attribution(subject: Any, prompts: Sequence[Any], given: dict[str, Any])
         strings=given["strings"],
         token_ids=given["token_ids"],
         seed=given["seed"],
+        memory=memory.limit(given["memory"]),
     )
     sweep = AttributionSweep(subject, prompts, options)
     if given["dry_run"]:

@@ -11,7 +11,7 @@ numbers.
 from mlxroles.engine.batch import Answer
 from mlxroles.engine.clean import Clean, clean, transplant
 from mlxroles.engine.counting import LayerCalls, calls, reset_calls
-from mlxroles.engine.noise import matched_noise
+from mlxroles.engine.noise import matched_noise, shuffled_keys
 from mlxroles.engine.rows import Row, Shape, Spot, clean_calls, least_calls, spot
 from mlxroles.engine.sweep import cut, room, run, sweep
 
@@ -31,6 +31,7 @@ __all__ = [
     "reset_calls",
     "room",
     "run",
+    "shuffled_keys",
     "spot",
     "sweep",
     "transplant",

@@ -156,7 +156,7 @@ def clean(
         recipient: Whether rows will run from it, so that streams, keys and values are kept.
         late: Keep arrays of the last layer from the first position read on only, so that the
             rest of it need not be computed.
-        logits: Whether logits are wanted.
+        logits: Whether a donor's logits are wanted; a recipient's always are.
 
     Raises:
         ModelError: a site that cannot be captured from this architecture.
@@ -168,7 +168,7 @@ def clean(
     named = [site] if isinstance(site, str) else list(site or ())
     n, length = len(network.layers), int(asked.shape[-1])
     chosen = list(range(n)) if layers is None else sorted({*layers})
-    anatomy = network.anatomy
+    anatomy, logits = network.anatomy, logits or recipient
     wanted = tuple(int(p) for p in read)
     check_read(list(wanted), asked)
     shape = Shape(n, length, wanted, anatomy.prefix, anatomy.shortest)

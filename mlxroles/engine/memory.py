@@ -174,8 +174,12 @@ def batch(of: Sizes, *, rows: int, length: int, start: int = 0, read: int = 1) -
         block += 4 * own * of.heads * (2 * length + start)
         block += 4 * own * (of.queries + 2 * of.keys) if item < 4 else 0
     else:
-        block += int(own * item * of.heads * length * of.scores)
-        block += 2 * item * of.keys * length * (2 if of.scores > 1 else 1) if start else 0
+        scores = int(own * item * of.heads * length * of.scores)
+        prefix = 2 * item * of.keys * length if start else 0
+        by_hand = of.scores > 1
+        # the kernel's scores are gone by the time the MLP's arrays are made
+        before = 0 if by_hand else own * item * of.hidden
+        block = max(block, block - before + scores + prefix * (2 if by_hand else 1))
     joined = 2 * length * of.d_model * item if start else 0
     logits = read * of.vocab
     after = logits * (item + 4) if item < 4 else 0

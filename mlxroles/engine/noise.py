@@ -18,3 +18,17 @@ def matched_noise(donor: mx.array, rng: np.random.Generator, begins: int = 0) ->
     noise = mx.array(rng.standard_normal(shape, dtype=np.float32)[:, begins:])
     norms = mx.linalg.norm(donor.astype(mx.float32), axis=-1, keepdims=True)
     return (noise / mx.linalg.norm(noise, axis=-1, keepdims=True) * norms).astype(donor.dtype)
+
+
+def shuffled_keys(pattern: mx.array, rng: np.random.Generator) -> mx.array:
+    """Attention weights [1, head, query, key] with each query's weights dealt to other keys.
+
+    The control for a pattern: rows of the same weights on keys that the query may see. The last
+    query is the last key.
+    """
+    weights = np.array(pattern.astype(mx.float32))
+    queries, keys = weights.shape[-2:]
+    order = rng.random(weights.shape, dtype=np.float32)
+    order += 2 * (np.arange(keys) > np.arange(keys - queries, keys)[:, None])
+    dealt = np.take_along_axis(weights, order.argsort(axis=-1), axis=-1)
+    return mx.array(dealt).astype(pattern.dtype)

@@ -52,6 +52,7 @@ class AttributionWork:
         decode: Text of a token id.
         seed: Of the choice of cells that are run exactly.
         stored: Gives the cells that are stored by now.
+        most: Bytes that exact runs may have in use; None for a share of the device's memory.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class AttributionWork:
         decode: Callable[[int], str],
         seed: int,
         stored: Callable[[], Stored],
+        most: int | None = None,
     ) -> None:
         self.subject, self.grid, self.targets = subject, grid, targets
         self.metric, self.ig, self.seed = metric, ig, seed
-        self.decode, self.stored = decode, stored
+        self.decode, self.stored, self.most = decode, stored, most
         self.kept = kept_sites(grid)
         self._states: dict[tuple[str, int, bool], engine.Clean] = {}
         self._chosen: dict[tuple[str, str], list[tuple[tuple[int, ...], str]]] = {}
@@ -310,7 +312,7 @@ class _Job:
     def _exact(self, cell: Cell, rows: list[dict[str, Any]], runs: Sequence[engine.Row]) -> Result:
         """The rows with the exact effect of each run on the metric."""
         before, said = self.level(self.clean), time.monotonic()
-        answers = engine.sweep(self.network, self.own, runs)
+        answers = engine.sweep(self.network, self.own, runs, memory=self.work.most)
         for found, (index, answer) in enumerate(answers, start=1):
             rows[index]["exact"] = self.level(answer.logits[None]) - before
             if time.monotonic() - said > SILENCE:

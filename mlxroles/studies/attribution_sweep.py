@@ -55,6 +55,8 @@ class AttributionOptions:
     strings: tuple[str, ...] = ()
     token_ids: tuple[int, ...] = ()
     seed: int = 0
+    memory: int | None = None
+    """As in ``PatchOptions``."""
 
 
 class AttributionSweep:
@@ -235,6 +237,7 @@ class AttributionSweep:
                 decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
                 seed=self.options.seed,
                 stored=lambda: self._stored(folder),
+                most=self.options.memory,
             )
             notes = self.subject.notes
             finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)

@@ -18,7 +18,9 @@ from mlxroles.store.schema import Variable
 from mlxroles.studies.inputs import Encoded
 from mlxroles.text import safe_text
 
-SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z")
+SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
+HEAD_SITES = ("z", "q", "k", "v", "pattern")
+"""Sites whose arrays have heads; those of k and v are the key-value heads."""
 CONTROLS = ("other_prompt", "random")
 DIRECTIONS = documents.DIRECTIONS[::-1]
 """In computing order: the clean runs end with the instruct model in memory, the first recipient."""
@@ -58,8 +60,9 @@ class PatchGrid:
         """The grid that a user's words describe."""
         if site not in SITES:
             raise SpecError(f"site {site!r} cannot be patched; use one of {', '.join(SITES)}")
-        if heads is not None and site != "z":
-            raise SpecError(f"--heads goes with --site z; {site} has no heads")
+        if heads is not None and site not in HEAD_SITES:
+            named = ", ".join(HEAD_SITES[:-1])
+            raise SpecError(f"--heads goes with --site {named} or pattern; {site} has no heads")
         if heads == "each" and positions == "each":
             raise SpecError(
                 "--heads each and --positions each together are not one sweep; drop one"

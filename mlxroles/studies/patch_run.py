@@ -155,6 +155,16 @@ class PatchWork:
             total += sum(engine.least_calls(s, shape) for s in spots if s is not None)
         return total
 
+    def peak_bytes(self) -> int:
+        """Bytes that the largest batch takes with weights and clean states, predicted."""
+        n_prompts = min(len(self.grid.prompts), self._prompts_per_group())
+        known, peak = 4 * self._state_bytes * n_prompts, 0
+        for batch in self._batches:
+            shape = self.shape(batch.prompts[0])
+            found = {"rows": len(batch.rows), "length": shape.length, "read": len(shape.read)}
+            peak = max(peak, memory.predict(self._sizes, **found, known=known))
+        return peak
+
     def shape(self, p: int) -> Shape:
         """What the patched runs of a prompt have in common."""
         tokens, read = self._tokens(self.grid.prompts[p])
@@ -282,13 +292,7 @@ class PatchWork:
                 row, value = batch.prompts.index(p), None
                 if control == "random":
                     if (p, layer) not in noise:
-                        value = given.value(site, layer, row)
-                        rng = np.random.default_rng(
-                            [self.seed, p, layer, DIRECTIONS.index(direction)]
-                        )
-                        noise[p, layer] = engine.matched_noise(
-                            value, rng, given.begins(site, layer)
-                        )
+                        noise[p, layer] = self._noise(given, layer, row, [p, layer], direction)
                     value = noise[p, layer]
                 positions, heads = self.grid.place(cell.coords)
                 edit = engine.transplant(
@@ -298,6 +302,16 @@ class PatchWork:
             network = self.subject.model(recipient(direction)).network
             self._last = batch.rows, engine.run(network, own, rows)
         return self._last[1]
+
+    def _noise(
+        self, given: Clean, layer: int, row: int, at: Sequence[int], direction: str
+    ) -> mx.array:
+        """What the noise control puts in for a prompt's array of a layer."""
+        rng = np.random.default_rng([self.seed, *at, DIRECTIONS.index(direction)])
+        value = given.value(self.grid.site, layer, row)
+        if self.grid.site == "pattern":
+            return engine.shuffled_keys(value, rng)
+        return engine.matched_noise(value, rng, given.begins(self.grid.site, layer))
 
     def _through_donor(self, direction: str, answers: Sequence[Answer]) -> np.ndarray | None:
         if not self.donor_head:

@@ -20,6 +20,7 @@ from mlxroles.studies.inputs import encoded, several_tokens, targets_for, with_o
 from mlxroles.studies.patch import (
     CONTROLS,
     DIRECTIONS,
+    HEAD_SITES,
     SIDES,
     PatchGrid,
     outputs,
@@ -27,7 +28,7 @@ from mlxroles.studies.patch import (
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
 from mlxroles.studies.place import RunPlace, computed_by
-from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads
+from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, key_heads
 from mlxroles.versions import now, versions
 
 
@@ -46,6 +47,8 @@ class PatchOptions:
     """Ids to measure instead of strings."""
     donor_head: bool = False
     seed: int = 0
+    memory: int | None = None
+    """Bytes that may be in use; None for a share of the device's memory. Changes no numbers."""
 
 
 class PatchSweep:
@@ -63,7 +66,7 @@ class PatchSweep:
     def __init__(self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions) -> None:
         self.subject, self.options = subject, options
         self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
-        if options.site == "z":
+        if options.site in HEAD_SITES:
             subject.check_same("heads", HEAD_KEYS)
         subject.notes += several_tokens(self.targets)
         rows = encoded(subject, prompts, note=subject.notes.append)
@@ -72,7 +75,7 @@ class PatchSweep:
         self.grid = PatchGrid.read(
             rows,
             n_layers=subject.n_layers,
-            n_heads=attention_heads(subject),
+            n_heads=(key_heads if options.site in ("k", "v") else attention_heads)(subject),
             layers=options.layers,
             site=options.site,
             positions=options.positions,
@@ -113,11 +116,11 @@ class PatchSweep:
     def plan(self) -> dict[str, Any]:
         """What a dry run shows: cells, layer calls, memory and disk, without loading weights."""
         n, sides = self.subject.n_layers, self.subject.sides.values()
-        work = PatchWork(self.subject, self.grid, self.targets, decode=str)
+        most = self.options.memory
+        work = PatchWork(self.subject, self.grid, self.targets, decode=str, most=most)
         n_cells = sum("layer" in c.coords for c in self.cells)
         clean = 2 * len(self.grid.prompts) * (1 + ("other_prompt" in self.grid.controls))
         weights = sum(s.n_bytes for s in sides)
-        resident = weights if self.subject.resident > 1 else max(s.n_bytes for s in sides)
         return {
             "schema": "mlxroles/plan/1",
             "title": self.title,
@@ -131,7 +134,7 @@ class PatchSweep:
             "not_possible": work.forbidden,
             "resident_models": self.subject.resident,
             "weights_bytes": weights,
-            "memory_bytes": resident,
+            "memory_bytes": work.peak_bytes(),
             "disk_bytes": 4096 * len(self.cells),
         }
 
@@ -152,6 +155,7 @@ class PatchSweep:
                 decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
                 seed=self.options.seed,
                 donor_head=self.options.donor_head,
+                most=self.options.memory,
             )
             notes = self.subject.notes
             finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)

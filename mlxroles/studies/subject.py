@@ -26,6 +26,7 @@ from mlxroles.text import format_bytes
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
 HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KEY_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 SHAPE = {"layers": LAYER_KEYS, "d_model": WIDTH_KEYS, "vocabulary": ("vocab_size",)}
 """Sizes that two models of a pair must share, and the config's names for them."""
@@ -281,6 +282,12 @@ def attention_heads(subject: Subject) -> int:
     """Query heads per layer, as the config says; 0 where it does not."""
     config = next(iter(subject.sides.values())).config
     return _size(config, HEAD_KEYS) or 0
+
+
+def key_heads(subject: Subject) -> int:
+    """Key-value heads per layer, as the config says; all heads where it does not."""
+    config = next(iter(subject.sides.values())).config
+    return _size(config, KEY_HEAD_KEYS) or attention_heads(subject)
 
 
 def stream_width(subject: Subject) -> int:
