@@ -166,6 +166,26 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
     index, old = _index(edit, array), selected(edit, array)
     if old.size == 0:
         return array[...]
+    new = _changed(edit, old)
+    if index is None:
+        return new
+    out = array[...]  # a handle of its own: item assignment rebinds it and leaves ``array`` alone
+    out[index] = new
+    return out
+
+
+def changes(edit: Edit, array: mx.array) -> mx.array:
+    """Whether ``apply`` would change any number of the array, not evaluated.
+
+    Raises:
+        ValueError: as ``apply``.
+    """
+    old = selected(edit, array)
+    return mx.array(False) if old.size == 0 else ~mx.array_equal(_changed(edit, old), old)
+
+
+def _changed(edit: Edit, old: mx.array) -> mx.array:
+    """What an edit makes of the part that it selects."""
     value = edit.value if isinstance(edit.value, mx.array) else mx.array(edit.value)
     if edit.op == "replace":
         new = value
@@ -175,12 +195,7 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
         new = old * value
     else:
         new = _without(old, value)
-    new = mx.broadcast_to(new, old.shape).astype(array.dtype)
-    if index is None:
-        return new
-    out = array[...]  # a handle of its own: item assignment rebinds it and leaves ``array`` alone
-    out[index] = new
-    return out
+    return mx.broadcast_to(new, old.shape).astype(old.dtype)
 
 
 def _without(old: mx.array, direction: mx.array) -> mx.array:

@@ -197,9 +197,11 @@ def test_a_capture_killed_while_its_file_is_filled_loses_nothing(models, tmp_pat
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(models / "stories260K"), str(cut)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not cut.exists()
     assert len(RunFolder.read(tmp_path / "cut.h5.parts").done()) == 2
     events = []

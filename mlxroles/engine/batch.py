@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxroles.anatomy import residual_place
 from mlxroles.backend import mx
-from mlxroles.edits import Edit, apply, onto
+from mlxroles.edits import Edit, apply, changes, onto
 from mlxroles.engine import counting
 from mlxroles.engine.caches import after, attend_shared, shares
 from mlxroles.engine.clean import COMPANIONS, Clean
@@ -52,28 +52,22 @@ def run_batch(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]
 
 def _unchanged(own: Clean, rows: Sequence[Row]) -> list[bool]:
     """Whether the edits of each row put in what is there: its run is then the clean one."""
-    checks = []
+    changed = []
     for row in rows:
-        first, clean = first_edits(row.edits), None
+        first, clean, begins = first_edits(row.edits), None, 0
         site, layer = first[0].site, first[0].layer
         if len(first) == len(row.edits) and site in ("resid_pre", "resid_post"):
             clean, begins = own.entering(layer + (site == "resid_post"))
         elif len(first) == len(row.edits):
             clean, begins = own.sites.get(site, {}).get(layer), own.begins(site, layer)
         if clean is None:
-            checks.append(mx.array(False))
+            changed.append(mx.array(True))
             continue
         array = rows_of(clean, [row.prompt])
-        checks.append(mx.array_equal(_edited(array, first, begins, own.shape.length), array))
-    return mx.stack(checks).tolist()  # ty: ignore[invalid-explicit-return]
-
-
-def _edited(array: mx.array, edits: Sequence[Edit], begins: int, length: int) -> mx.array:
-    """The array, which holds positions from ``begins`` on, after edits in whole coordinates."""
-    for edit in edits:
-        moved = onto(edit, begins, length)
-        array = array if moved is None else apply(moved, array)
-    return array
+        moved = [onto(edit, begins, own.shape.length) for edit in first]
+        checks = [changes(edit, array) for edit in moved if edit is not None]
+        changed.append(mx.stack(checks).any() if checks else mx.array(False))
+    return [not c for c in mx.stack(changed).tolist()]  # ty: ignore[not-iterable]
 
 
 def _unmoved(own: Clean, row: Row) -> Answer:
@@ -123,7 +117,6 @@ class _Batch(Drive):
                     (name, s.layer): [] for name in helpers if (name, s.layer) not in self.edits
                 }
         self.every = dict(self.edits)
-        self.inside: list[Row] = []
         self.stream: mx.array | None = None
         self.known: dict[tuple[str, int], mx.array] = {}
         self.final: mx.array | None = None
@@ -188,10 +181,12 @@ class _Batch(Drive):
         """
         made = []
         for row in rows:
-            first_ones = first_edits(row.edits)
-            array = rows_of(clean, [row.prompt])
-            array = _edited(array, first_ones, begins, self.shape.length)
-            made.append(_from(array, first - begins, first_ones[0].site))
+            edits = first_edits(row.edits)
+            array = _from(rows_of(clean, [row.prompt]), first - begins, edits[0].site)
+            for edit in edits:
+                moved = onto(edit, first, self.shape.length)
+                array = array if moved is None else apply(moved, array)
+            made.append(array)
         return _joined(made)
 
     def _through(
@@ -226,6 +221,8 @@ class _Batch(Drive):
             share = h.shape[1] / shape.length
         else:
             h, _ = self._block(mine, place, h)
+        if self.caches is not None:
+            self.caches[i].clear()
         self.made += len(rows) * share
         self.edits, self.known = self.every, {}
         if i < self.n - 1:

@@ -24,6 +24,10 @@ class LayerCache(Prefix):
         self.before = before if before is not None and before[0].shape[2] else None
         self.offset = 0 if self.before is None else int(self.before[0].shape[2])
 
+    def clear(self) -> None:
+        """Lets go of all keys and values: a batch would hold those of every layer to its end."""
+        self.before = self.own = self.shown = None
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The prefix followed by ``keys`` and ``values``, of which it takes note."""
         self.own = (keys[...], values[...])

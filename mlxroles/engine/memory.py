@@ -180,7 +180,7 @@ def batch(of: Sizes, *, rows: int, length: int, start: int = 0, read: int = 1) -
         # the kernel's scores are gone by the time the MLP's arrays are made
         before = 0 if by_hand else own * item * of.hidden
         block = max(block, block - before + scores + prefix * (2 if by_hand else 1))
-    joined = 2 * length * of.d_model * item if start else 0
+    joined = 2 * own * of.d_model * item if start else 0
     logits = read * of.vocab
     after = logits * (item + 4) if item < 4 else 0
     return rows * max(block + logits * item, joined, after)

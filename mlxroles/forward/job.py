@@ -16,6 +16,10 @@ from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall
 WHOLE_HEAD = {"kimi_k3", "deepseek_v41", "gemma3n", "nanbeige"}
 
 
+UNSETTLED = 1 << 26
+"""Bytes of score matrices that may be handed out before what is kept of them is evaluated."""
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """What one forward is asked for; see ``forward``."""
@@ -69,6 +73,7 @@ class Job:
         self.output: mx.array | None = None
         self.mid: dict[int, mx.array] = {}
         self.turns: dict[int, int] = {}
+        self.unsettled = 0
 
     def _check_layers(self) -> None:
         asked, n = self.asked, len(self.network.layers)
@@ -150,9 +155,14 @@ class Job:
         return self._leave(i, after, out, call.kwargs)
 
     def _settle(self, i: int, after: mx.array) -> None:
-        """Bounds memory: a layer's T x T matrices are gone before the next layer's are built."""
-        if {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
-            mx.eval(after, [kept[i] for kept in self.kept.values() if i in kept])
+        """Bounds memory: T x T matrices of earlier layers are gone before more are built."""
+        if not {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
+            return
+        rows, length = after.shape[:2]
+        self.unsettled += 4 * rows * self.network.block(i).heads * length * (self.offset + length)
+        if self.unsettled > UNSETTLED:
+            mx.eval([] if i == self.last else after, [list(k.values()) for k in self.kept.values()])
+            self.unsettled = 0
 
     def _block(self, call: ModuleCall, place: int | str, h: mx.array) -> tuple[mx.array, Any]:
         """Runs a block on a stream: the stream that leaves it, and all that it returned."""
