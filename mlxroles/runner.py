@@ -7,6 +7,7 @@ the computing half can move into a process of its own.
 """
 
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from mlxroles.events import (
     CellDone,
     CellFailed,
     Emit,
+    Event,
     Note,
     RunFinished,
     RunStarted,
@@ -158,7 +160,7 @@ def run(
 
     Whatever ``stored`` or ``emit`` raise ends the run as it is.
     """
-    begun = clock()
+    begun, emit = clock(), _one_at_a_time(emit)
     done = folder.done()
     emit(RunStarted(title, str(folder.path), cells, sum(c.id in done for c in cells)))
     for text in (*folder.notes, *notes):
@@ -187,6 +189,17 @@ def run(
     finished = RunFinished(n_done, job.failed, clock() - begun, interrupted)
     emit(finished)
     return finished
+
+
+def _one_at_a_time(emit: Emit) -> Emit:
+    """For the two threads of a run, whose events must not meet."""
+    lock = threading.RLock()
+
+    def locked(event: Event) -> None:
+        with lock:
+            emit(event)
+
+    return locked
 
 
 class _Writer:

@@ -105,9 +105,9 @@ def clean(model, ids, **options):
     return engine.clean(model.network, [list(ids)], **options)
 
 
-def patch(donor, place, prompt=0, value=None):
+def patch(donor, place, prompt=0, value=None, into=None):
     """The row that puts a donor's array in at a place."""
-    where = {"positions": place.positions, "heads": place.heads, "value": value}
+    where = {"positions": place.positions, "heads": place.heads, "value": value, "into": into}
     edit = engine.transplant(donor, place.site, place.layer, prompt=prompt, **where)
     return Row((edit,), prompt)
 
@@ -232,9 +232,23 @@ def test_patch_of_the_last_layer_is_the_recipients_head_on_the_donors_stream(sto
             options = {"site": "resid_post", "layers": [4], "read": [27, 3], "late": late}
             own, theirs = (clean(m, PUPPY, **options) for m in (recipient, donor))
             place = Place("resid_post", 4)
-            [answer] = engine.run(recipient.network, own, [patch(theirs, place)])
+            [answer] = engine.run(recipient.network, own, [patch(theirs, place, into=own)])
             assert off(answer.logits, want[0, mx.array([27, 3])]) <= 1e-4
             assert off(answer.final, stream[0, mx.array([27, 3])]) <= 1e-4
+
+
+def test_a_donor_that_was_read_late_serves_no_recipient_that_reads_earlier(stories):
+    base, chat = stories
+    donor = clean(base, PUPPY, site="z", read=[27], late=True)
+    place, early = Place("z", 4), clean(chat, PUPPY, site="z", read=[27, 3])
+    for into in (None, early):
+        with pytest.raises(ValueError, match="kept from position 27 on"):
+            patch(donor, place, into=into)
+    same_read = clean(chat, PUPPY, site="z", read=[27], late=True)
+    whole = clean(base, PUPPY, site="z", read=[27])
+    rows = [patch(donor, place, into=same_read), patch(whole, place)]
+    late, full = engine.run(chat.network, same_read, rows)
+    assert off(late.logits, full.logits) <= 1e-5
 
 
 def test_patch_of_the_embedding_is_the_donors_text_through_the_recipient(stories):

@@ -20,6 +20,17 @@ SHAPE = (
 )
 """What the goals were set for; other models and devices have other ratios."""
 
+_SHAPE = {
+    "architecture": "llama",
+    "layers": 12,
+    "d_model": 512,
+    "heads": 8,
+    "kv_heads": 4,
+    "vocab": 32000,
+    "dtype": "float32",
+    "quantization": None,
+}
+
 EMPTY = {
     "seconds": None,
     "cpu_seconds": None,
@@ -65,18 +76,21 @@ def item(work: Work, found: dict[str, Any], refused: str | None = None) -> dict[
 
 def document(ground: Ground, items: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
     """The whole result."""
+    recipient = _model(ground.recipient)
+    as_set = {name: recipient[name] for name in _SHAPE} == _SHAPE
     return {
         "schema": SCHEMA,
         "date": now(),
         "machine": machine(),
         "versions": versions(),
         "models": {
-            "recipient": _model(ground.recipient),
+            "recipient": recipient,
             "donor": None if ground.alone else _model(ground.donor),
         },
         "tokens": ground.tokens,
         "ratios_of": "seconds" if on_gpu() else "cpu_seconds",
         "goals_for": SHAPE,
+        "goals_apply": as_set and ground.tokens == 512 and not on_gpu(),
         "notes": notes,
         "items": items,
     }

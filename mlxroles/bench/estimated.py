@@ -29,8 +29,7 @@ class Attribution(Work):
     def __init__(self, ground: Ground, exact: EveryPosition) -> None:
         super().__init__(ground)
         self.exact = exact
-        self.rank_correlation: float | None = None
-        """Spearman's, to the exact effects of all cells."""
+        self.estimates, self.unpatched = np.zeros(0), 0.0
 
     @property
     def length(self) -> int:
@@ -72,7 +71,7 @@ class Attribution(Work):
             sites=["resid_post"],
         )
         estimates = found.cells["resid_post"][0].ravel()
-        self._compare(estimates, float(found.value[0]))
+        self.estimates, self.unpatched = estimates, float(found.value[0])
         made = engine.calls().made + found.passes * self.ground.n_layers
         return Ran({cell: estimates[cell : cell + 1] for cell in kept}, made)
 
@@ -80,16 +79,13 @@ class Attribution(Work):
         """Not run: see ``sample``."""
         return self.exact.plain(state, cell)
 
-    def _compare(self, estimates: np.ndarray, unpatched: float) -> None:
-        effects = self.exact.odds - unpatched
-        if np.isfinite(effects).all() and np.isfinite(estimates).all():
-            from scipy.stats import spearmanr
-
-            rank = float(spearmanr(estimates, effects).statistic)
-            self.rank_correlation = rank if np.isfinite(rank) else None
-
     def note(self) -> str:
         """How well the estimates rank the cells."""
-        if self.rank_correlation is None:
+        effects = self.exact.odds - self.unpatched
+        known = effects.size == self.estimates.size and np.isfinite(effects).all()
+        if not known or not np.isfinite(self.estimates).all():
             return "first-order estimate"
-        return f"first-order estimate; rank correlation {self.rank_correlation:.2f} to W6 exactly"
+        from scipy.stats import spearmanr
+
+        rank = float(spearmanr(self.estimates, effects).statistic)
+        return f"first-order estimate; rank correlation {rank:.2f} to W6 exactly"

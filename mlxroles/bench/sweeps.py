@@ -118,9 +118,13 @@ class Sweep(Work):
         spot = self.spots[cell]
         if not self.transplants:
             return zero(self.site, spot.layer, positions=spot.positions, heads=spot.heads)
-        donor, positions = states[1 - spot.side], spot.positions
         return engine.transplant(
-            donor, self.site, spot.layer, prompt=spot.prompt, positions=positions
+            states[1 - spot.side],
+            self.site,
+            spot.layer,
+            prompt=spot.prompt,
+            positions=spot.positions,
+            into=states[spot.side],
         )
 
     def prepare(self) -> dict[int, list[dict[int, mx.array]]]:

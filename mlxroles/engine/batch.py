@@ -13,7 +13,7 @@ from mlxroles.engine import counting
 from mlxroles.engine.caches import after, attend_shared, shares
 from mlxroles.engine.clean import COMPANIONS, Clean
 from mlxroles.engine.drive import Drive, again, cut, rows_of
-from mlxroles.engine.rows import LATE, Row, Spot, first_edits, least_calls, spot
+from mlxroles.engine.rows import LATE, ORDER, Row, Spot, first_edits, least_calls, spot
 from mlxroles.forward import Network, forward
 from mlxroles.forward.job import Asked, at
 from mlxroles.taps import AttentionCall, ModuleCall
@@ -94,6 +94,27 @@ def _whole(network: Network, own: Clean, row: Row) -> Answer:
     return Answer(logits, at(run["resid_post", last], own.read)[0] if ends else None)
 
 
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A row, and what the batch does with its edits."""
+
+    row: Row
+    spot: Spot
+    first: tuple[Edit, ...]
+    """Those that come first, made as the row joins."""
+    later: dict[int, list[Edit]]
+    """Layer -> the others, made as the run passes them."""
+
+    @classmethod
+    def of(cls, row: Row, spot: Spot) -> "_Placed":
+        """The row with its edits sorted."""
+        first, later = first_edits(row.edits), {}
+        for edit in row.edits:
+            if not any(edit is made for made in first):
+                later.setdefault(edit.layer, []).append(edit)
+        return cls(row, spot, first, later)
+
+
 class _Batch(Drive):
     """The forward of a batch.
 
@@ -109,10 +130,15 @@ class _Batch(Drive):
         super().__init__(
             network, Asked((), None, edits, None, None, 0, through=True), own.shape, first
         )
-        self.own, self.rows = own, rows
+        self.own, self.rows = own, [_Placed.of(row, s) for s, row in rows]
+        self.joining: dict[tuple[int, str | None], list[_Placed]] = {}
+        for placed in self.rows:
+            key = placed.spot.layer, placed.spot.inside
+            self.joining.setdefault(key, []).append(placed)
+        self.entered: list[_Placed] = []
         for s, _ in rows:  # hooks are made for these sites too
             if s.inside in own.sites and s.layer in own.sites[s.inside]:
-                helpers = COMPANIONS.get(s.inside, ())
+                helpers = [name for name in COMPANIONS.get(s.inside, ()) if name in own.sites]
                 self.edits |= {
                     (name, s.layer): [] for name in helpers if (name, s.layer) not in self.edits
                 }
@@ -128,7 +154,7 @@ class _Batch(Drive):
         out = self.go(tokens)
         assert self.final is not None
         mx.eval(out, self.final)
-        least = sum(least_calls(s, shape) for s, _ in self.rows)
+        least = sum(least_calls(placed.spot, shape) for placed in self.rows)
         counting.add(made=self.made, least=least)
         logits = np.array(out.astype(mx.float32))
         return [Answer(logits[n], self.final[n]) for n in range(len(self.rows))]
@@ -141,36 +167,36 @@ class _Batch(Drive):
         i = call.frame.layer
         place = residual_place(call, self.output, self.network.architecture)
         h = call.args[place] if isinstance(place, int) else call.kwargs[place]
-        entered = [pair for pair in self.rows if pair[0].layer < i]
-        before = [pair for pair in self.rows if pair[0].layer == i and pair[0].inside is None]
         parts = [] if self.stream is None else [self.stream]
+        before = self.joining.get((i, None), [])
         if before:
-            parts.append(self._entering(i, [row for _, row in before]))
-        entered += before
+            parts.append(self._entering(i, before))
+            self.entered += before
         left = []
-        if entered:
-            left.append(self._through(call, place, _joined(parts), [row for _, row in entered]))
-        here = [pair for pair in self.rows if pair[0].layer == i and pair[0].inside is not None]
-        for site in dict.fromkeys(s.inside for s, _ in here):
-            some = [row for s, row in here if s.inside == site]
-            left.append(self._inside(call, place, str(site), some))
+        if parts:
+            left.append(self._through(call, place, _joined(parts), self.entered))
+        for site in ORDER:
+            here = self.joining.get((i, site), [])
+            if here:
+                left.append(self._inside(call, place, site, here))
+                self.entered = [*self.entered, *here]
         self.stream = _joined(left) if left else None
         if i < self.n - 1:
             self.output = h if self.stream is None else self.stream
             return self.output
-        done = [row for s, row in self.rows if s.layer == self.n]
+        done = self.joining.get((self.n, None), [])
         if done:
             wanted = [p - self.shape.first_read for p in self.shape.read]
             left.append(at(self._entering(self.n, done), wanted))
         self.final = _joined(left)
         return self.final
 
-    def _entering(self, i: int, rows: Sequence[Row]) -> mx.array:
+    def _entering(self, i: int, rows: Sequence[_Placed]) -> mx.array:
         """Streams with which rows join before block i, their first edits made."""
         clean, begins = self.own.entering(i)
         return self._made(clean, begins, max(begins, self.first), rows)
 
-    def _made(self, clean: mx.array, begins: int, first: int, rows: Sequence[Row]) -> mx.array:
+    def _made(self, clean: mx.array, begins: int, first: int, rows: Sequence[_Placed]) -> mx.array:
         """Clean arrays of rows with their first edits, from position ``first`` on.
 
         Args:
@@ -179,11 +205,12 @@ class _Batch(Drive):
             first: First position of the result.
             rows: Rows whose first edits are made here.
         """
+        assert first >= begins
         made = []
-        for row in rows:
-            edits = first_edits(row.edits)
-            array = _from(rows_of(clean, [row.prompt]), first - begins, edits[0].site)
-            for edit in edits:
+        for placed in rows:
+            array = rows_of(clean, [placed.row.prompt])
+            array = _from(array, first - begins, placed.first[0].site)
+            for edit in placed.first:
                 moved = onto(edit, first, self.shape.length)
                 array = array if moved is None else apply(moved, array)
             made.append(array)
@@ -194,7 +221,7 @@ class _Batch(Drive):
         call: ModuleCall,
         place: int | str,
         h: mx.array,
-        rows: Sequence[Row],
+        rows: Sequence[_Placed],
         *,
         done: bool = True,
     ) -> mx.array:
@@ -209,12 +236,12 @@ class _Batch(Drive):
         late = i == self.n - 1 and self.first < shape.first_read
         late = late and not {("k", i), ("v", i)} & {*self.edits}
         if self.caches is not None:
-            prompts = [row.prompt for row in rows]
+            prompts = [placed.row.prompt for placed in rows]
             k, v = (rows_of(a[:, :, : self.first], prompts) for a in self.own.keys[i])
             self.caches[i].put((k, v))
             self.offset = self.first
         mine = again(call)
-        h = self._pass("resid_pre", i, h)
+        h = self._pass("resid_pre", i, h[...])
         share = h.shape[1] / shape.length
         if late:
             h = self.late_block(mine, place, h)
@@ -230,23 +257,23 @@ class _Batch(Drive):
         return at(h, [p - (shape.first_read if late else self.first) for p in shape.read])
 
     def _inside(
-        self, call: ModuleCall, place: int | str, site: str, rows: Sequence[Row]
+        self, call: ModuleCall, place: int | str, site: str, rows: Sequence[_Placed]
     ) -> mx.array:
         """Rows that join inside a block, at a site of which the clean arrays are known.
 
         What lies before the site in the block is left unevaluated.
         """
         assert call.frame is not None
-        i, own, prompts = call.frame.layer, self.own, [row.prompt for row in rows]
+        i, own, prompts = call.frame.layer, self.own, [placed.row.prompt for placed in rows]
         begun, begins = self.first, own.begins(site, i)
-        edited = {e.site for row in rows for e in row.edits if e.layer == i}
+        edited = {e.site for placed in rows for e in placed.row.edits if e.layer == i}
         if i == self.n - 1 and edited <= {*LATE}:
             self.first = self.shape.first_read
         # an edited pattern goes in as a difference to the one that is computed here
         stored = None if site == "pattern" else own.sites.get(site, {}).get(i)
         if stored is not None:
             self.known[site, i] = self._made(stored, begins, self.first, rows)
-            for other in COMPANIONS.get(site, ()):
+            for other in (s for s in COMPANIONS.get(site, ()) if i in own.sites.get(s, {})):
                 whole = rows_of(own.sites[other][i], prompts)
                 whole = mx.broadcast_to(whole, (len(rows), *whole.shape[1:]))
                 self.known[other, i] = _from(whole, self.first - begins, other)
@@ -261,15 +288,16 @@ class _Batch(Drive):
     # --- edits --------------------------------------------------------------------------------
 
     def _edits_at(
-        self, i: int, rows: Sequence[Row], *, done: bool
+        self, i: int, rows: Sequence[_Placed], *, done: bool
     ) -> dict[tuple[str, int], list[tuple[int, Edit]]]:
         """(site, layer) -> row and edit of all edits that are left to make in a block."""
         found: dict[tuple[str, int], list[tuple[int, Edit]]] = {key: [] for key in self.known}
-        for n, row in enumerate(rows):
-            made = {id(e) for e in first_edits(row.edits)} if done else set()
-            for edit in row.edits:
-                if edit.layer == i and id(edit) not in made:
-                    found.setdefault((edit.site, i), []).append((n, edit))
+        for n, placed in enumerate(rows):
+            left = (
+                placed.later.get(i, ()) if done else [e for e in placed.row.edits if e.layer == i]
+            )
+            for edit in left:
+                found.setdefault((edit.site, i), []).append((n, edit))
         return found
 
     def _known(self, site: str, layer: int) -> bool:

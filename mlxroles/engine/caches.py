@@ -55,6 +55,8 @@ def shares(call: AttentionCall, cache: LayerCache) -> bool:
         return False
     if call.v is not cache.shown[1] or cache.before[0].shape[0] != 1 or call.q.shape[0] == 1:
         return False
+    if isinstance(call.mask, mx.array) and call.mask.size != call.q.shape[2] * call.k.shape[2]:
+        return False  # one of its own for every row or head
     _, heads, queries, _ = call.q.shape
     kv_heads, d = call.k.shape[1], call.k.shape[-1] + call.v.shape[-1]
     return heads * queries < kv_heads * d

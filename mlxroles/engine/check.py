@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from mlxroles.edits import STREAM_SITES, Edit
 from mlxroles.engine.clean import Clean
 from mlxroles.engine.rows import Row
+from mlxroles.errors import ModelError
 from mlxroles.forward import Network
 
 
@@ -12,6 +13,7 @@ def check(network: Network, own: Clean, rows: Sequence[Row]) -> None:
     """Checks rows before any of them runs.
 
     Raises:
+        ModelError: a site that a layer does not have, and why.
         ValueError: a row without edits, or a prompt, layer, position, head or value that does not
             fit, with what was found and what would.
     """
@@ -24,6 +26,11 @@ def check(network: Network, own: Clean, rows: Sequence[Row]) -> None:
             _within("layer", [edit.layer], layers)
             _within("position", edit.positions or (), length)
             block = network.block(edit.layer)
+            if edit.site in block.missing:
+                raise ModelError(
+                    f"{edit.site} cannot be captured from {network.architecture}: "
+                    f"{block.missing[edit.site]}"
+                )
             heads = block.kv_heads if edit.site in ("k", "v") else block.heads
             _within("head", edit.heads or (), heads)
             _fits(edit, _wanted(edit, length, network.anatomy.d_model, heads, block.d_head))

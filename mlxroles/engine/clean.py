@@ -103,6 +103,7 @@ def transplant(
     positions: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     value: mx.array | None = None,
+    into: Clean | None = None,
 ) -> Edit:
     """The edit that puts a donor's activations in.
 
@@ -114,6 +115,8 @@ def transplant(
         positions: Positions that are replaced; None for all.
         heads: Heads that are replaced; None for all.
         value: Put in instead of the donor's own array, in its shape; noise, for example.
+        into: The recipient's clean run, needed where the donor's array was read late: what lies
+            before the first position that both read changes nothing there, and is left out.
 
     Raises:
         ValueError: the donor's run did not keep the site there, a position or head that it does
@@ -128,6 +131,11 @@ def transplant(
         edit = Edit(site, layer, 0.0, positions=positions, heads=heads)
         return replace(edit, value=selected(edit, array))
     wanted = range(length) if positions is None else positions
+    if into is None or into.shape.first_read < begins:
+        raise ValueError(
+            f"the donor's {site} of layer {layer} was kept from position {begins} on; make its "
+            "clean run without late=True, or name as into a recipient that reads no earlier"
+        )
     late = tuple(p for p in wanted if p >= begins)
     edit = Edit(site, layer, 0.0, positions=late, heads=heads)
     inside = onto(edit, begins, length)
@@ -174,7 +182,9 @@ def clean(
     shape = Shape(n, length, wanted, anatomy.prefix, anatomy.shortest)
     if not anatomy.resumable:
         return _whole(network, asked, shape, named, chosen, logits=logits)
+    missing = {s for i in chosen if 0 <= i < n for s in network.block(i).missing}
     helpers = [s for name in named for s in COMPANIONS.get(name, ()) if recipient]
+    helpers = [s for s in helpers if s not in missing]
     keep = [s for s in dict.fromkeys((*named, *helpers)) if s != "resid_pre"]
     is_late = late and shape.late and {*keep} <= {*LATE, "resid_mid"}
     job = _CleanRun(network, shape, keep, chosen, late=is_late, recipient=recipient)
@@ -184,7 +194,7 @@ def clean(
 def _together(tokens: Sequence[Sequence[int]]) -> mx.array:
     if len({len(row) for row in tokens}) > 1:
         raise ValueError("prompts of one clean run have one length")
-    return mx.array([list(row) for row in tokens])
+    return mx.array([[int(token) for token in row] for row in tokens])
 
 
 def _whole(
@@ -213,7 +223,10 @@ def _whole(
 
 
 class _CleanRun(Drive):
-    """The forward of a clean run."""
+    """The forward of a clean run; layers without attention keep no attention sites."""
+
+    def _available(self, layer: int, *, named: bool) -> tuple[str, ...]:
+        return super()._available(layer, named=False)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from mlxroles.engine.caches import LayerCache
 from mlxroles.engine.rows import Shape
 from mlxroles.forward import Network
 from mlxroles.forward.job import Asked, Job
-from mlxroles.taps import AttentionCall, ModuleCall, Tap
+from mlxroles.taps import AttentionCall, ModuleCall
 
 BLOCK, BLOCKS = 32, 8
 """Queries of a block of attention on a CPU at least, and blocks of a prompt at most."""
@@ -34,19 +34,8 @@ class Drive(Job):
 
     def go(self, tokens: mx.array) -> mx.array:
         """Logits of the model's own forward on tokens [1, position] from ``first`` on."""
-        attends = self.wants_attention()
-        direct = attends and self.network.anatomy.direct
-        tap = Tap(
-            self.network.layers,
-            namespaces=self.network.namespaces if attends else (),
-            layer=self.layer,
-            modules=self.module_hooks(),
-            attention=self.attention if attends else None,
-            softmax=self.softmax if direct else None,
-            direct=direct,
-        )
         extra: dict[str, Any] = {} if self.caches is None else {"cache": self.caches}
-        with tap:
+        with self.tap():
             out = self.network.module(tokens, **extra)
         return stream(out)
 

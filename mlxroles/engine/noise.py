@@ -23,12 +23,13 @@ def matched_noise(donor: mx.array, rng: np.random.Generator, begins: int = 0) ->
 def shuffled_keys(pattern: mx.array, rng: np.random.Generator) -> mx.array:
     """Attention weights [1, head, query, key] with each query's weights dealt to other keys.
 
-    The control for a pattern: rows of the same weights on keys that the query may see. The last
-    query is the last key.
+    The control for a pattern: rows of the same weights on keys that the query sees. Keys of no
+    weight, later ones or those outside a window, keep none.
     """
     weights = np.array(pattern.astype(mx.float32))
-    queries, keys = weights.shape[-2:]
-    order = rng.random(weights.shape, dtype=np.float32)
-    order += 2 * (np.arange(keys) > np.arange(keys - queries, keys)[:, None])
-    dealt = np.take_along_axis(weights, order.argsort(axis=-1), axis=-1)
+    hidden = weights == 0
+    seen = np.argsort(hidden, axis=-1, kind="stable")
+    order = np.argsort(rng.random(weights.shape, dtype=np.float32) + 2 * hidden, axis=-1)
+    dealt = np.zeros_like(weights)
+    np.put_along_axis(dealt, seen, np.take_along_axis(weights, order, axis=-1), axis=-1)
     return mx.array(dealt).astype(pattern.dtype)

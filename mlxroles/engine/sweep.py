@@ -15,6 +15,10 @@ TOKENS_ON_GPU = 8192
 """Positions of one layer call beyond which a larger batch is no faster; on a GPU an estimate."""
 
 
+ANSWERS = 1 << 28
+"""Bytes of logits that one batch leaves behind at most."""
+
+
 def worth() -> int:
     """Positions per layer call that are worth computing at once on this device."""
     return TOKENS_ON_GPU if on_gpu() else TOKENS_ON_CPU
@@ -77,11 +81,12 @@ def room(of: Sizes, shape: Shape, most: int, *, known: int) -> Callable[[int], i
         most: Bytes that may be in use.
         known: Bytes in use beside the network's weights: another model, clean states.
     """
+    read = len(shape.read)
+    answers = max(1, ANSWERS // max(1, 4 * read * of.vocab))
 
     def fits(start: int) -> int:
-        return rows_that_fit(
-            of, most, length=shape.length, start=start, read=len(shape.read), known=known
-        )
+        held = rows_that_fit(of, most, length=shape.length, start=start, read=read, known=known)
+        return min(held, answers)
 
     return fits
 

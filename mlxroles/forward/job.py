@@ -10,7 +10,7 @@ from mlxroles.backend import mx, nn
 from mlxroles.edits import ATTENTION_SITES, DERIVED, SITES, Edit, apply
 from mlxroles.errors import ModelError
 from mlxroles.forward.network import Network, Start
-from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall
+from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall, Tap
 
 # Files whose final norm or head mix positions or copies, so that a cropped stream would be wrong.
 WHOLE_HEAD = {"kimi_k3", "deepseek_v41", "gemma3n", "nanbeige"}
@@ -161,7 +161,8 @@ class Job:
         rows, length = after.shape[:2]
         self.unsettled += 4 * rows * self.network.block(i).heads * length * (self.offset + length)
         if self.unsettled > UNSETTLED:
-            mx.eval([] if i == self.last else after, [list(k.values()) for k in self.kept.values()])
+            onwards = [] if i == self.last else [after]  # nobody reads what leaves the last one
+            mx.eval(onwards, [list(k.values()) for k in self.kept.values()])
             self.unsettled = 0
 
     def _block(self, call: ModuleCall, place: int | str, h: mx.array) -> tuple[mx.array, Any]:
@@ -191,6 +192,20 @@ class Job:
             pre_norm = next(s["pre_norm"] for s in self.network.namespaces if "pre_norm" in s)
             return (h, pre_norm(h, kwargs["next_norm"], dtype=out[1].dtype))
         return (h, *out[1:])
+
+    def tap(self) -> Tap:
+        """The tap whose callbacks these are."""
+        attends = self.wants_attention()
+        direct = attends and self.network.anatomy.direct
+        return Tap(
+            self.network.layers,
+            namespaces=self.network.namespaces if attends else (),
+            layer=self.layer,
+            modules=self.module_hooks(),
+            attention=self.attention if attends else None,
+            softmax=self.softmax if direct else None,
+            direct=direct,
+        )
 
     # --- parts of a block ---------------------------------------------------------------------
 

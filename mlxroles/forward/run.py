@@ -9,7 +9,6 @@ from mlxroles.edits import Edit
 from mlxroles.errors import ModelError, PromptError
 from mlxroles.forward.job import WHOLE_HEAD, Asked, Job, at
 from mlxroles.forward.network import Network, Prefix, Recorder, Run, Start
-from mlxroles.taps import Tap
 
 Read = Sequence[int] | mx.array
 
@@ -97,18 +96,7 @@ def _tapped(
     logits: bool,
 ) -> Run:
     job = Job(network, asked)
-    attends = job.wants_attention()
-    direct = attends and network.anatomy.direct
-    tap = Tap(
-        network.layers,
-        namespaces=network.namespaces if attends else (),
-        layer=job.layer,
-        modules=job.module_hooks(),
-        attention=job.attention if attends else None,
-        softmax=job.softmax if direct else None,
-        direct=direct,
-    )
-    with tap:
+    with job.tap():
         out = _call(network, tokens, prefix)
     if asked.read is not None and network.architecture in WHOLE_HEAD:
         out = at(out, asked.read)

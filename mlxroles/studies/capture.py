@@ -35,8 +35,8 @@ from mlxroles.text import did_you_mean, safe_text, slug
 NAMES = (*SITES, "logits")
 BATCH_TOKENS = 2048
 """Tokens per batch: enough to read the weights once for many short prompts."""
-BATCH_NUMBERS = 1 << 28
-"""Numbers kept per batch at most (1 GiB in float32)."""
+BATCH_NUMBERS = 1 << 26
+"""Numbers kept per batch at most (256 MiB in float32); four batches may be alive at once."""
 
 
 def parse_keep(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from mlxroles.backend import mx
 from mlxroles.documents import donor, recipient
 from mlxroles.edits import Edit
 from mlxroles.engine import Answer, Clean, Row, Shape, memory
+from mlxroles.errors import ModelError
 from mlxroles.events import Cell
 from mlxroles.models.implementation import module_name
 from mlxroles.runner import Result
@@ -231,7 +232,7 @@ class PatchWork:
             prompts = [self.grid.prompts[p] for p in key.prompts]
             tokens = [self._tokens(p, other=key.other)[0] for p in prompts]
             model.check_tokens(tokens)
-            self._states[key] = engine.clean(
+            found = self._states[key] = engine.clean(
                 model.network,
                 tokens,
                 read=self.shape(key.prompts[0]).read,
@@ -240,6 +241,13 @@ class PatchWork:
                 recipient=not key.other,
                 late=True,
             )
+            lacking = [i for i in self.grid.layers if i not in found.sites[self.grid.site]]
+            if lacking:
+                why = model.network.block(lacking[0]).missing.get(self.grid.site, "not there")
+                raise ModelError(
+                    f"layers {', '.join(map(str, lacking))} have no {self.grid.site} ({why}); "
+                    "name the others with --layers"
+                )
         return self._states[key]
 
     def _tokens(self, prompt: Encoded, *, other: bool = False) -> tuple[list[int], list[int]]:
@@ -296,7 +304,14 @@ class PatchWork:
                     value = noise[p, layer]
                 positions, heads = self.grid.place(cell.coords)
                 edit = engine.transplant(
-                    given, site, layer, prompt=row, positions=positions, heads=heads, value=value
+                    given,
+                    site,
+                    layer,
+                    prompt=row,
+                    positions=positions,
+                    heads=heads,
+                    value=value,
+                    into=own,
                 )
                 rows.append(self._row(cell, edit, batch.prompts))
             network = self.subject.model(recipient(direction)).network
@@ -316,7 +331,10 @@ class PatchWork:
     def _through_donor(self, direction: str, answers: Sequence[Answer]) -> np.ndarray | None:
         if not self.donor_head:
             return None
-        final = mx.stack([answer.final for answer in answers if answer.final is not None])
+        finals = [answer.final for answer in answers if answer.final is not None]
+        if len(finals) < len(answers):
+            raise ModelError("the final stream of this architecture cannot be read by another head")
+        final = mx.stack(finals)
         logits = self.subject.model(donor(direction)).unembed(final)
         return np.array(logits.astype(mx.float32))
 
