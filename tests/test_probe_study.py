@@ -74,10 +74,10 @@ def test_without_a_cache_the_chains_are_the_same(models, chat):
     found = [probes.Target(name, ids, ids, ids[:1]) for name, ids in chains.items()]
     targets = probes.Targets(tuple(found), "a")
     first, cached = answers(loaded, ids, targets)
-    object.__setattr__(loaded.network.anatomy, "plain_cache", False)
+    object.__setattr__(loaded.network.anatomy, "prefix", False)
     again, whole = answers(loaded, ids, targets)
     assert cached.keys() == whole.keys() == {"a", "c"}
-    assert np.array_equal(first, again)
+    assert np.abs(first - again).max() <= 1e-5
     for name, chain in chains.items():
         if len(chain) > 1:
             assert cached[name] == pytest.approx(whole[name], abs=1e-4)

@@ -6,10 +6,10 @@ are to a plain forward of the same process, measured right before and after, so 
 compared between machines; what the machine and the models are stands in the document.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mlxroles.backend import mx
+from mlxroles.backend import mx, on_gpu
 from mlxroles.bench.document import document, item
 from mlxroles.bench.estimated import Attribution
 from mlxroles.bench.ground import Ground
@@ -22,6 +22,9 @@ from mlxroles.models.model import Model
 from mlxroles.text import did_you_mean, safe_text
 
 __all__ = ["NAMES", "TOKENS", "Ground", "bench", "parse_works"]
+
+STEADY = 1.15
+"""Plain forwards of one run may differ by so much before the document says it."""
 
 TOKENS = 512
 """Length of a prompt where nothing else is said."""
@@ -106,10 +109,28 @@ def bench(
         if isinstance(work, Attribution):
             items[-1]["twin_ratio"] = items[-2]["twin_ratio"]
         mx.clear_cache()
-    return document(ground, items, notes)
+    return document(ground, items, [*notes, *_cautions(items)])
 
 
-def _made(ground: Ground, names: Sequence[str], notes: list[str], *, patient: bool) -> Any:
+def _cautions(items: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What a reader of the ratios should know."""
+    same = [i["reference_cpu_seconds"] for i in items if i["reference"] == Work.reference]
+    known = [seconds for seconds in same if seconds]
+    if known and max(known) > STEADY * min(known):
+        yield (
+            f"the plain forward itself took {min(known):.3g} to {max(known):.3g} CPU seconds while "
+            "this ran: the machine was busy, and ratios are as uncertain"
+        )
+    if not on_gpu():
+        yield (
+            "on a CPU sweeps hand attention only the keys that a query can see, which a plain "
+            "forward does not: a layer call then costs less than one of W1"
+        )
+
+
+def _made(
+    ground: Ground, names: Sequence[str], notes: list[str], *, patient: bool
+) -> Iterator[Work]:
     """The works one after the other, W6 in both of its ways."""
     for name in names:
         if name == "W10" and not patient:
