@@ -25,12 +25,13 @@ from mlxroles.plots import canvas
 from mlxroles.prompts import Prompt
 from mlxroles.report import attribution as attribution_report
 from mlxroles.store.folder import RunFolder
-from mlxroles.studies import attribution_results
-from mlxroles.studies.attribution import HEAD_SITES, SITES, STREAM_SITES
-from mlxroles.studies.attribution_document import document
-from mlxroles.studies.attribution_stored import Stored
-from mlxroles.studies.attribution_sweep import AttributionOptions, AttributionSweep
-from mlxroles.studies.attribution_verify import agreement, choose
+from mlxroles.studies.attribution import document as attribution_document
+from mlxroles.studies.attribution import results as attribution_results
+from mlxroles.studies.attribution.document import document
+from mlxroles.studies.attribution.grid import HEAD_SITES, SITES, STREAM_SITES
+from mlxroles.studies.attribution.stored import Stored
+from mlxroles.studies.attribution.sweep import AttributionOptions, AttributionSweep
+from mlxroles.studies.attribution.verify import agreement, choose
 from mlxroles.studies.place import RunPlace
 
 LAYERS = range(5)
@@ -91,6 +92,15 @@ def packed(folder, site):
         return file[site][:, 0]
 
 
+def summed(study, folder):
+    """The document of a stored run as if the models disagreed enough for shares of their gap."""
+    with pytest.MonkeyPatch.context() as patch, RunFolder.reopen(folder) as stored:
+        patch.setattr(attribution_document, "SMALL_LEVEL", 0.0)
+        found = Stored(study.grid, stored.records().values(), stored.arrays)
+        about = {"n_layers": 5, "run_id": "x", "failed_cells": []}
+        return document(found, metric="log_odds", ig=1, tokens=[], about=about)
+
+
 def odds(row):
     p = softmax(row)
     return np.log(p[TOOL]) - np.log(np.delete(p, TOOL).sum())
@@ -140,9 +150,6 @@ def test_levels_are_those_of_both_models_and_recovery_is_the_share_of_their_gap(
         assert entry["donor"] == pytest.approx(levels[donor(direction)], abs=1e-4)
         gap = entry["donor"] - entry["recipient"]
         assert entry["gap"] == pytest.approx(gap, abs=1e-9)
-        for site in SITES:
-            row = entry["sites"][site]["top"][0]
-            assert row["recovery"] == pytest.approx(row["estimate"] / gap, abs=1e-9)
         for model, measures in entry["models"].items():
             row = softmax(plain[model].logits(IDS)[-1])
             assert measures["p_first_token"] == pytest.approx(row[TOOL], rel=1e-4, abs=1e-12)
@@ -238,6 +245,49 @@ def test_more_gradients_come_nearer_to_the_exact_effect(models, verified, tmp_pa
     assert finer["base_to_instruct"]["passes"] > doc["base_to_instruct"]["passes"]
 
 
+def test_integrated_sites_are_cells_of_their_own_and_heads_take_one_gradient(
+    models, verified, tmp_path
+):
+    _, _, folder = verified
+    study = planned(models, ig=2)
+    assert len(study.cells) == 2 * len(SITES)
+    assert any("heads come from one gradient" in text for text in study.subject.notes)
+    doc = stories.run(study, tmp_path / "run")
+    assert doc["integrated"] == list(STREAM_SITES)
+    for site in HEAD_SITES:
+        assert packed(tmp_path / "run", site) == pytest.approx(packed(folder, site), abs=1e-6)
+    for site in STREAM_SITES:
+        assert packed(tmp_path / "run", site) != pytest.approx(packed(folder, site), abs=1e-3)
+    assert "of z, q, k, v, pattern one at the recipient" in attribution_report.html(doc, {})
+    # 8 cells, and 2 points in each of the ways that the 6 positions of a stream move
+    layers = len(SITES) * 5 + len(STREAM_SITES) * 2 * len(IDS) * sum(5 - n for n in LAYERS)
+    assert doc["base_to_instruct"]["gradients"] == pytest.approx(layers / 5)
+    assert study.plan()["layer_calls"] == 2 * 5 + 3 * 2 * layers
+    alone = planned(models, ig=2, site="z")
+    assert alone.grid.integrated == ("z",)
+    assert planned(models, ig=2, metric="kl").grid.sites == STREAM_SITES
+
+
+def test_a_run_that_ended_between_two_sites_shows_what_there_is(models, tmp_path):
+    study = planned(models, ig=2)
+    stories.run(study, tmp_path / "run")
+    with RunFolder.reopen(tmp_path / "run") as folder:
+        records = list(folder.records().values())
+        stored = Stored(study.grid, records[:2], folder.arrays)
+        about = {"n_layers": 5, "run_id": "x", "failed_cells": []}
+        doc = document(stored, metric="log_odds", ig=2, tokens=[], about=about)
+    assert doc["sites"] == ["resid_post", "attn_out"]
+    assert "not verified" in attribution_report.html(doc, {})
+
+
+def test_points_beyond_use_are_refused_and_a_dear_run_says_so(models):
+    with pytest.raises(SpecError, match="--ig 100000: gradients are taken at 64 points at most"):
+        planned(models, ig=100_000)
+    notes = planned(models, ig=8).subject.notes
+    assert any("--ig 8 costs more" in text and "--method exact" in text for text in notes)
+    assert not any("costs more" in text for text in planned(models).subject.notes)
+
+
 # --- exact runs -----------------------------------------------------------------------------------
 
 
@@ -293,7 +343,7 @@ def test_agreement_is_scipys_and_names_the_largest_misses():
         {"estimate": a, "exact": b, "kind": "largest" if n < 10 else "random"}
         for n, (a, b) in enumerate(zip(estimate, exact, strict=True))
     ]
-    found = agreement(rows, np.random.default_rng(0))
+    found = agreement(rows, np.random.default_rng(0), 40)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(estimate, exact).statistic)
     part = scipy.stats.spearmanr(estimate[10:], exact[10:]).statistic
     assert found["random"]["spearman"] == pytest.approx(part)
@@ -302,8 +352,10 @@ def test_agreement_is_scipys_and_names_the_largest_misses():
     assert low < found["spearman"] < high
     assert found["sign_agreement"] == np.mean(np.sign(estimate) == np.sign(exact))
     assert found["misses"][0] == 4
-    assert found["largest_error"] == np.abs(estimate - exact).max()
-    few = agreement(rows[:3], np.random.default_rng(0))
+    assert found["largest_difference"] == estimate[4] - exact[4]
+    assert not found["complete"]
+    assert agreement(rows, np.random.default_rng(0), 30)["complete"]
+    few = agreement(rows[:3], np.random.default_rng(0), 30)
     assert np.isnan(few["spearman"])
     assert few["spearman_ci"] is None
 
@@ -312,7 +364,8 @@ def test_agreement_is_scipys_and_names_the_largest_misses():
 
 
 def test_means_intervals_and_p_values_are_over_prompts(several):
-    doc, _, folder = several
+    _, study, folder = several
+    doc = summed(study, folder)
     whole = packed(folder, "z").astype(np.float64).sum(axis=-1)
     entry = doc["base_to_instruct"]["sites"]["z"]
     grid = {name: np.array(values, dtype=float) for name, values in entry["grid"].items()}
@@ -329,7 +382,7 @@ def test_means_intervals_and_p_values_are_over_prompts(several):
         gap = (file["donor"][:, 0] - file["recipient"][:, 0]).astype(np.float64)
     at = row["layer"], row["head"]
     assert row["recovery"] == pytest.approx((whole[:, *at] / gap).mean(), abs=1e-6)
-    assert "3 prompts cannot give a p below 0.25" in doc["summary"]["sentence"]
+    assert "3 prompts cannot give a p below 0.25" in attribution_report.sentence(doc)
 
 
 def test_prompts_of_one_length_keep_their_positions_and_others_are_summed(models, several):
@@ -348,6 +401,7 @@ def test_cells_of_several_prompts_are_verified_as_means(models, tmp_path):
     study = planned(models, ([1, 403, 410], [1, 300, 301, 410]), verify=3, site="attn_out")
     doc = stories.run(study, tmp_path / "run")
     found = doc["base_to_instruct"]["verify"]["attn_out"]["rows"]
+    assert doc["base_to_instruct"]["verify"]["attn_out"]["complete"] == (len(found) == 5)
     assert {tuple(row) for row in found} == {
         ("site", "layer", "kind", "estimate", "exact", "exact_ci", "difference")
     }
@@ -427,6 +481,74 @@ def test_a_second_run_computes_nothing_and_verification_joins_the_first(models, 
     assert json.dumps(a) == json.dumps(b)
 
 
+def exact_rows(doc):
+    return {
+        (d, site): [(row["estimate"], row["exact"]) for row in found["rows"]]
+        for d in DIRECTIONS
+        for site, found in doc[d]["verify"].items()
+    }
+
+
+def test_what_is_stored_stays_in_the_document_whatever_is_asked_for_next(models, tmp_path):
+    folder = tmp_path / "run"
+    first = stories.run(planned(models, site="z", verify=4), folder)
+    second = stories.run(planned(models, site="z", edges=True), folder)
+    third = stories.run(planned(models, site="z"), folder)
+    for doc in (second, third):
+        assert doc["run_id"] == first["run_id"]
+        assert exact_rows(doc) == exact_rows(first)
+        assert (doc["verified_cells"], doc["verify"]) == (16, 4)
+        assert "16 cells run exactly" in doc["summary"]["certainty"]
+        assert "not verified" not in (folder / "report.html").read_text()
+        assert doc["base_to_instruct"]["edges"]["top"]
+    assert json.dumps(third[DIRECTIONS[0]]) == json.dumps(second[DIRECTIONS[0]])
+    with h5py.File(folder / "run.h5") as file:
+        assert np.isfinite(file["edges"][:]).any()
+    more = stories.run(planned(models, site="z", verify=6), folder)
+    known = {estimate for estimate, _ in exact_rows(more)["base_to_instruct", "z"]}
+    assert {estimate for estimate, _ in exact_rows(first)["base_to_instruct", "z"]} <= known
+    kinds = [row["kind"] for row in more["base_to_instruct"]["verify"]["z"]["rows"]]
+    assert kinds.count("largest") == 6
+    assert kinds[:6] == ["largest"] * 6
+
+
+def test_a_site_whose_cells_all_ran_is_no_estimate_any_more(models, tmp_path):
+    doc = stories.run(planned(models, site="z", verify=1000, layers="0-2"), tmp_path / "run")
+    assert doc["verified_cells"] == 2 * 3 * 8
+    text = (tmp_path / "run" / "summary.md").read_text()
+    assert "All 48 cells run exactly" in text
+    assert "Over all 48 cells" in text
+    assert "Too few" not in text
+    assert "First-order estimate" not in text
+
+
+def test_models_that_agree_have_no_shares_of_their_gap(verified):
+    doc, study, folder = verified
+    assert doc["summary"]["sentence"].startswith("There is no decision to trace")
+    for direction in DIRECTIONS:
+        top = doc[direction]["sites"]["z"]["top"]
+        assert doc[direction]["nothing_to_recover"]
+        assert all(np.isnan(row["recovery"]) for row in top)
+        told = summed(study, folder)[direction]
+        for site in SITES:
+            row = told["sites"][site]["top"][0]
+            assert row["recovery"] == pytest.approx(row["estimate"] / told["gap"], abs=1e-9)
+    assert "R est." not in (folder / "report.html").read_text()
+    assert "R est." in attribution_report.html(summed(study, folder), {})
+
+
+def test_edges_of_several_prompts_have_the_p_of_sign_flips(models, tmp_path):
+    doc = stories.run(planned(models, SEVERAL, site="z", edges=True), tmp_path / "run")
+    with h5py.File(tmp_path / "run" / "run.h5") as file:
+        sources, targets = ([n.decode() for n in file[a][:]] for a in ("source", "target"))
+        scores = file["edges"][:, 0].astype(np.float64)
+    p = stats.sign_flip_test(scores, np.random.default_rng(0))
+    q = stats.benjamini_hochberg(p)
+    for row in doc["base_to_instruct"]["edges"]["top"]:
+        at = sources.index(row["source"]), targets.index(row["target"])
+        assert (row["p"], row["q"]) == (pytest.approx(p[at]), pytest.approx(q[at]))
+
+
 def test_any_part_of_a_run_makes_a_document_and_a_report(models, tmp_path):
     study = planned(models, SEVERAL[:2], site="z", edges=True, verify=2)
     stories.run(study, tmp_path / "run")
@@ -479,20 +601,22 @@ def test_what_is_not_verified_says_so_everywhere(models, verified, tmp_path):
 
 def test_the_plan_says_passes_and_calls_against_the_exact_sweep(models):
     plan = planned(models, verify=10, edges=True).plan()
-    n, tokens, heads = 5, len(IDS), 8
-    assert plan["estimated_cells"] == 2 * n * (3 * tokens + 5 * heads)
+    n, tokens, heads = 5, len(IDS), 3 * 8 + 2 * 4
+    assert plan["estimated_cells"] == 2 * n * (3 * tokens + heads)
     left = sum(n - layer for layer in LAYERS)
-    exact = 2 * (2 * tokens * left + tokens * (left - n) + 5 * heads * left)
-    assert plan["layer_calls_of_the_exact_sweep"] == exact + 2 * n
-    assert plan["layer_calls"] == plan["passes"] * n
+    late = (tokens + 1) / 2  # of all positions together, each from its own on
+    exact = 2 * (late * (3 * left - n) + heads * left)
+    assert plan["layer_calls_of_the_exact_sweep"] == round(exact) + 2 * n
+    # both models once, then per direction two gradients of one forward and a backward for two
+    assert plan["layer_calls"] == plan["passes"] * n == 2 * n + 2 * 2 * 3 * n
     assert plan["layer_calls"] < exact / 10
     assert plan["exact_runs"] == 2 * 10 * 2 * 9
 
 
 def test_patterns_too_large_for_the_memory_are_left_out_with_a_note(models, monkeypatch):
-    from mlxroles.studies import attribution_sweep
+    from mlxroles.studies.attribution import sweep
 
-    monkeypatch.setattr(attribution_sweep, "memory_limit", lambda: 1000)
+    monkeypatch.setattr(sweep, "memory_limit", lambda: 1000)
     study = planned(models)
     assert "pattern" not in study.grid.sites
     assert any("--site pattern" in text for text in study.subject.notes)

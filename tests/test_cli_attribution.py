@@ -10,10 +10,11 @@ from stories import TEXT
 
 from mlxroles.dashboard.attribution_tables import attribution_tables
 from mlxroles.documents import DIRECTIONS
-from mlxroles.plots import attribution_maps, canvas
-from mlxroles.plots.attribution_edges import flow
+from mlxroles.plots import canvas
+from mlxroles.plots.attribution import maps
+from mlxroles.plots.attribution.edges import flow
 from mlxroles.report import attribution as report
-from mlxroles.studies import attribution_results
+from mlxroles.studies.attribution import results as attribution_results
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e|$\\frac$[b]"
 
@@ -28,7 +29,7 @@ def models(shared, tmp_path, monkeypatch):
 def no_figures(request, monkeypatch):
     """Figures have tests of their own and take longer than everything here."""
     if "tiny" not in request.node.name:
-        monkeypatch.setattr(attribution_results, "attribution_figures", lambda doc, maps, f: {})
+        monkeypatch.setattr(attribution_results, "attribution_figures", lambda doc, grids, f: {})
 
 
 def pair(models):
@@ -128,8 +129,8 @@ def test_several_prompts_come_with_intervals(call, models):
     args = ["--prompt-ids", "1,403,407", "--prompt", "a", "--prompt", "b c"]
     status, out, _ = call(*command(models, *args, "--site", "z"))
     assert status == 0
-    assert "Means over 3 prompts" in out
-    assert " q " in out.splitlines()[1]
+    assert "Means over 3 prompts" in " ".join(out.split())
+    assert " q value " in out.splitlines()[1]
     assert "[" in out
 
 
@@ -225,8 +226,8 @@ def test_hostile_names_in_figures_and_reports_are_only_text():
     grids = {"attn_out": np.array([[1.0, np.nan], [0.0, -2.0]])}
     with canvas.style():
         for figure in (
-            attribution_maps.positions(doc, DIRECTIONS[0], grids),
-            attribution_maps.heads(doc, ("z",)),
+            maps.positions(doc, DIRECTIONS[0], grids),
+            maps.heads(doc, ("z",)),
             flow(doc, DIRECTIONS[0]),
         ):
             assert figure is not None
@@ -237,8 +238,8 @@ def test_a_run_without_estimates_has_no_figures_and_says_so():
     doc = document(**{d: {} for d in DIRECTIONS})
     assert report.sentence(doc) == "No estimate was finished."
     with canvas.style():
-        assert attribution_maps.layers(doc) is None
-        assert attribution_maps.heads(doc, ("z",)) is None
+        assert maps.layers(doc) is None
+        assert maps.heads(doc, ("z",)) is None
 
 
 def test_long_prompts_name_the_tokens_that_stand_out_and_short_ones_all():
@@ -246,8 +247,8 @@ def test_long_prompts_name_the_tokens_that_stand_out_and_short_ones_all():
     values = np.zeros((2, 300))
     values[1, [7, 150, 299]] = (1.0, -0.8, 2.0)
     with canvas.style():
-        figure = attribution_maps.positions(doc, DIRECTIONS[0], {"attn_out": values})
-        short = attribution_maps.positions(doc, DIRECTIONS[0], {"attn_out": values[:, :20]})
+        figure = maps.positions(doc, DIRECTIONS[0], {"attn_out": values})
+        short = maps.positions(doc, DIRECTIONS[0], {"attn_out": values[:, :20]})
     texts = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert texts == ["t7 7", "t150 150", "t299 299"]
     assert len(short.axes[0].get_xticklabels()) == 20

@@ -140,6 +140,14 @@ def test_a_raw_prompt_with_token_ids_writes_where_out_says(call, models, tmp_pat
         assert stored == pytest.approx(doc["base_to_instruct"]["2"]["tool_call_prob"], rel=1e-6)
 
 
+def test_prompts_of_ids_may_be_given_several_times(call, models):
+    ids = ["--prompt-ids", "1,2,3", "--prompt-ids", "4,5"]
+    command = ["patch", *pair(models), *ids, "--token-ids", "508", "--dry-run", "--json"]
+    status, out, _ = call(*command)
+    assert status == 0
+    assert [p["n_tokens"] for p in json.loads(out)["prompts"]] == [3, 2]
+
+
 def test_prompt_ids_of_a_file_are_one_prompt_per_row(call, models, tmp_path):
     np.save(tmp_path / "ids.npy", np.array([[1, 410, 471], [1, 410, 300]], dtype=np.int64))
     command = ["patch", *pair(models), "--prompt-ids", "ids.npy", "--token-ids", "508", "--json"]

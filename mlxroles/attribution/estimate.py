@@ -46,8 +46,13 @@ class Estimates:
     position] of heads. NaN where a layer (or head) does not have the site or the donor's array."""
     value: np.ndarray
     """The unpatched recipient's metric [prompt]."""
-    passes: float
-    """Cost in forwards of the recipient, a backward counted as one."""
+    gradients: float
+    """Cost in gradients through the whole recipient, each a forward and a backward."""
+
+    @property
+    def passes(self) -> float:
+        """Cost in passes through the recipient, forward or backward."""
+        return 2 * self.gradients
 
 
 def estimate(
@@ -91,17 +96,17 @@ def estimate(
             "kl is smallest in the unpatched run, where its gradient is 0; choose another metric "
             "or integrated gradients of 2 steps or more"
         )
-    found, passes = {}, 2.0
+    found, gradients = {}, 1.0
     for site, layer in keys:
         array = donor[site][layer]
         slope = clean.slope["pattern" if site in ("q", "k") else site, layer]
         if ig > 1:
             slope = mean_slope(recipient, clean, (site, layer), array, ig)
             share = 1 - layer / len(network.layers) if network.anatomy.resumable else 1.0
-            passes += 2 * ig * ways((site, layer), array.shape) * share
+            gradients += ig * ways((site, layer), array.shape) * share
         found[site, layer] = _effect(clean.trace, tokens, (site, layer), array, slope)
     mx.eval(list(found.values()))
-    return Estimates({site: _table(network, site, found) for site in chosen}, value, passes)
+    return Estimates({site: _table(network, site, found) for site in chosen}, value, gradients)
 
 
 def _chosen(donor: Donor, sites: Sequence[str] | None) -> list[str]:

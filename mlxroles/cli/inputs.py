@@ -17,8 +17,10 @@ def prompt_options(command: Command) -> Command:
         "--prompt-ids",
         "--ids",
         "prompt_ids",
+        multiple=True,
         metavar="FILE.npy|1,2,3",
-        help="Token ids instead of text; one row of a .npy file per prompt.",
+        help="Token ids instead of text; one row of a .npy file per prompt. May be given several "
+        "times.",
     )(command)
     return click.option(
         "--prompt",
@@ -102,8 +104,7 @@ def chosen_prompts(given: dict[str, Any]) -> list[Any]:
     from mlxroles.prompts import load_ids, load_prompts, parse_ids
 
     found = [p for source in given["prompts"] for p in load_prompts(source)]
-    ids = given["prompt_ids"]
-    if ids is not None:
+    for ids in given["prompt_ids"]:
         is_file = ids.endswith(".npy") or Path(ids).is_file()
         found += load_ids(ids) if is_file else parse_ids(ids)
     return _distinct(found)

@@ -80,8 +80,9 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
     "--ig",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With attribution: gradients at N points between recipient and donor, not at one; nearer "
-    "to the exact effects, and many times dearer.",
+    help="With attribution: gradients at N points (64 at most) between recipient and donor, not at "
+    "one, in the stream's sites or the one of --site; nearer to the exact effects, and many times "
+    "dearer.",
 )
 @click.option(
     "--edges",
@@ -206,7 +207,7 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
     click.echo(plan["title"])
     click.echo(f"run id        {plan['run_id']}")
     click.echo(f"cells         {plan['cells']} over layers {plan['layers']}")
-    click.echo(f"layer calls   {plan['layer_calls']} (whole runs would take {whole})")
+    click.echo(f"layer calls   {plan['layer_calls']:.0f} (whole runs would take {whole})")
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
     for shortcut, why in plan["not_possible"].items():
         click.echo(f"not possible  {shortcut}: {why}")

@@ -7,13 +7,13 @@ import click
 
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.results import exit_status, place, show, show_files
-from mlxroles.text import format_bytes
+from mlxroles.text import format_bytes, format_seconds
 
 
 def run_attribution(subject: Any, prompts: Sequence[Any], given: dict[str, Any]) -> int:
     """Plans or runs what the options say; the exit status."""
     from mlxroles.engine import memory
-    from mlxroles.studies.attribution_sweep import AttributionOptions, AttributionSweep
+    from mlxroles.studies.attribution.sweep import AttributionOptions, AttributionSweep
 
     options = AttributionOptions(
         layers=given["layers"],
@@ -45,8 +45,8 @@ def _show_plan(plan: dict[str, Any], notes: Sequence[str], *, as_json: bool) -> 
         f"passes        about {plan['passes']}: {plan['gradients']} gradients and the clean runs"
     )
     click.echo(
-        f"layer calls   about {plan['layer_calls']} (the exact sweep of these cells: "
-        f"{plan['layer_calls_of_the_exact_sweep']})"
+        f"layer calls   about {plan['layer_calls']}, a backward counted as two forwards (the exact "
+        f"sweep of these cells: {plan['layer_calls_of_the_exact_sweep']})"
     )
     if plan["exact_runs"]:
         click.echo(
@@ -71,12 +71,14 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
 
     with progress(plain=given["plain"]) as emit:
         doc, finished = sweep.run(emit, place(given))
+    if finished.interrupted is None:
+        note(f"finished: {finished.done} cells in {format_seconds(finished.seconds)}")
     if given["as_json"]:
         print_json(doc)
     else:
         from mlxroles.dashboard import paragraphs
         from mlxroles.dashboard.attribution_tables import attribution_tables
-        from mlxroles.report.attribution_rows import directions
+        from mlxroles.report.attribution.rows import directions
 
         if directions(doc):
             show(attribution_tables(doc), plain=given["plain"])

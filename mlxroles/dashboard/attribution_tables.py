@@ -7,8 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table, side_by_side
-from mlxroles.report import attribution_rows as rows
-from mlxroles.report.attribution_wording import verdict
+from mlxroles.report.attribution import rows
 
 _CELLS = 12
 """Cells listed per direction, about."""
@@ -35,18 +34,8 @@ def _parts(doc: Mapping[str, Any], screen: Screen) -> Iterator[RenderableType]:
         if found:
             yield screen.text("")
             yield from side_by_side(found, screen)
-    yield screen.text(_legend(doc), "dim")
+    yield screen.text(rows.legend(doc), "dim")
 
 
 def _table(grid: rows.Grid, screen: Screen, *, left: tuple[int, ...]) -> Table:
     return grid_table(grid, screen, left=left)
-
-
-def _legend(doc: Mapping[str, Any]) -> str:
-    unit = ", in nats" if doc.get("unit") == "nat" else ""
-    text = f"{verdict(doc)}. estimate: effect on {doc['metric']}{unit}; R: its share of the gap"
-    if any("q" in row for d in rows.directions(doc) for _, row in rows.top(doc, d, per_site=1)):
-        text += "; q: sign-flip p over prompts, corrected (Benjamini-Hochberg)"
-    if doc.get("verified_cells"):
-        text += "; ρ: Spearman's rank correlation with exact effects"
-    return text

@@ -1,9 +1,9 @@
 """How much memory a batch takes: predicted from sizes alone, so that its rows fit before they run.
 
 The peak of a batch is weights + clean states + rows * (what a row has in memory at its widest).
-MLX computes behind the Python thread that hands out work and frees behind it too, so that a row's
-widest moment is not its largest array but about all that one block makes. The coefficients below
-were measured on a CPU with ``mx.get_peak_memory``, block sizes varied one by one; a GPU, whose
+On a CPU MLX allocates about fifty operations ahead of the thread that computes, so that a row's
+widest moment is not its largest array but about all that one block makes, at any depth. The
+coefficients below were measured with ``mx.get_peak_memory``, sizes varied one by one; a GPU, whose
 kernels for norms and rotations make no arrays on the way, stays below the prediction.
 """
 
@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlxroles.backend import memory, mx, nn, on_gpu
 from mlxroles.edits import STREAM_SITES
+from mlxroles.engine.drive import BLOCK, BLOCKS
 from mlxroles.errors import SpecError
 from mlxroles.forward import Network
 from mlxroles.text import safe_text
@@ -27,18 +28,21 @@ SHARE = 0.75
 STREAM = {4: 7, 2: 15}
 """Bytes per number -> arrays as wide as the stream that are alive at once; norms of a model in
 half precision compute in float32."""
-QUERIES = {4: 6, 2: 5}
-"""The same for arrays as wide as all queries, and in ``KEYS`` as all keys of a layer."""
-KEYS = 7
-BY_HAND = 1.25
-"""Copies of the score matrices where a model takes its softmax itself; MLX's own kernel on a CPU
-works in place on one."""
+QUERIES = {4: 6, 2: 8}
+"""The same for arrays as wide as all queries: rotations compute in float32 too."""
+KEYS, KEYS_OF_BLOCKS = 5, 2
+"""The same for all keys of a layer, and where attention runs by blocks of queries: those take
+so many operations that not all of what comes before them is still there."""
+SINKS = 3
+"""Copies of the scores that MLX's kernel for CPUs makes where a model has attention sinks; it
+works in place on one where it has none."""
 
 _FAILURES = re.compile(
     r"unable to allocate|attempting to allocate|out of ?memory|insufficient memory|cannot allocate",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b)\s*", re.IGNORECASE)
+_WINDOWS = ("sliding_window", "window_size")
 _TOP_K = ("top_k", "num_experts_per_tok", "num_selected_experts", "moe_top_k")
 
 
@@ -60,20 +64,26 @@ class Sizes:
     vocab: int
     itemsize: int = 4
     """Bytes per number of the stream."""
-    scores: float = 1.0
+    scores: int = 1
     """Copies of the score matrices that a block makes; 0 for a kernel that makes none."""
+    window: int | None = None
+    """Keys that a windowed layer sees; a prompt that is longer makes its mask an array."""
+    by_hand: bool = False
+    """The model takes its softmax itself, without MLX's kernel."""
 
 
 def sizes(network: Network) -> Sizes:
     """The sizes of a loaded network on this device."""
     anatomy = network.anatomy
-    blocks, kinds = anatomy.blocks, {b.kind for b in anatomy.blocks}
+    blocks = anatomy.blocks
+    by_hand = anatomy.direct and "sdpa" not in {b.kind for b in blocks}
     queries = max((b.heads * b.d_head for b in blocks), default=0)
     keys = max((b.kv_heads * b.d_head for b in blocks), default=0)
-    parameters = [a for _, a in tree_flatten(network.module.parameters())]
+    parameters = dict(tree_flatten(network.module.parameters()))
+    sinks = any(path.endswith("sinks") for path in parameters)
     widest = max(_outputs(layer) for layer in network.layers)
     return Sizes(
-        weights=sum(a.nbytes for a in parameters if isinstance(a, mx.array)),
+        weights=sum(a.nbytes for a in parameters.values() if isinstance(a, mx.array)),
         n_layers=len(network.layers),
         d_model=anatomy.d_model,
         heads=max((b.heads for b in blocks), default=0),
@@ -82,8 +92,24 @@ def sizes(network: Network) -> Sizes:
         hidden=max(0, widest - queries - 2 * keys - 2 * anatomy.d_model),
         vocab=anatomy.vocab,
         itemsize=anatomy.dtype.size,
-        scores=BY_HAND if anatomy.direct and "sdpa" not in kinds else 0.0 if on_gpu() else 1.0,
+        scores=_copies(sinks=sinks, by_hand=by_hand),
+        window=_window(network.module),
+        by_hand=by_hand,
     )
+
+
+def _copies(*, sinks: bool, by_hand: bool = False) -> int:
+    """Copies of the score matrices on this device."""
+    if on_gpu() and not by_hand:
+        return 0
+    return SINKS if sinks else 1
+
+
+def _window(module: nn.Module) -> int | None:
+    """The narrowest window of the layers, as models of mlx_lm name it."""
+    parts = [part for _, part in module.named_modules()]
+    found = [getattr(part, name, None) for part in parts for name in _WINDOWS]
+    return min((n for n in found if type(n) is int and n > 0), default=None)
 
 
 def _outputs(layer: nn.Module) -> int:
@@ -114,6 +140,9 @@ def sizes_of_config(config: Mapping[str, Any], weights: int, n_layers: int) -> S
     mlp = size("intermediate_size", "n_inner", "ffn_hidden_size", default=4 * d_model)
     experts = size(*_TOP_K, "num_experts_per_token", default=0)
     mlp = max(mlp, experts * size("moe_intermediate_size", default=mlp if experts else 0))
+    windowed = "sliding_attention" in (config.get("layer_types") or ())
+    windowed = windowed or bool(config.get("sliding_window_pattern"))
+    by_hand = "attn_logit_softcapping" in config
     kind = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
     return Sizes(
         weights=weights,
@@ -125,7 +154,9 @@ def sizes_of_config(config: Mapping[str, Any], weights: int, n_layers: int) -> S
         hidden=2 * mlp,
         vocab=size("vocab_size", default=0),
         itemsize=4 if kind.endswith("32") else 2,
-        scores=0.0 if on_gpu() else 1.0,
+        scores=_copies(sinks=config.get("model_type") == "gpt_oss", by_hand=by_hand),
+        window=size("sliding_window", default=0) or None if windowed else None,
+        by_hand=by_hand,
     )
 
 
@@ -168,22 +199,30 @@ def batch(of: Sizes, *, rows: int, length: int, start: int = 0, read: int = 1) -
     """
     own, item = length - start, of.itemsize
     width = STREAM.get(item, STREAM[2]) * of.d_model + QUERIES.get(item, QUERIES[2]) * of.queries
-    block = own * item * (width + KEYS * of.keys + of.hidden)
-    shared = start > 0 and rows > 1 and 0 < of.scores <= 1 and of.heads * own < 2 * of.keys
-    if shared:  # read in place, in float32: see caches.attend_shared
-        block += 4 * own * of.heads * (2 * length + start)
+    width += of.hidden
+    # the last layer puts its keys together once for all positions and once for those read
+    late = item * of.keys * (own + 4 * length) if start and own > read else 0
+    together = 0
+    if start > 0 and rows > 1 and not of.by_hand and of.heads * own < 2 * of.keys:
+        # one prefix is read in place, in float32: see caches.attend_shared
+        block = own * item * (width + 2 * of.queries + KEYS * of.keys)
+        block += 4 * own * of.heads * 3 * length
         block += 4 * own * (of.queries + 2 * of.keys) if item < 4 else 0
+        together = 2 * 4 * start * of.keys
     else:
-        scores = int(own * item * of.heads * length * of.scores)
-        prefix = 2 * item * of.keys * length if start else 0
-        by_hand = of.scores > 1
-        # the kernel's scores are gone by the time the MLP's arrays are made
-        before = 0 if by_hand else own * item * of.hidden
-        block = max(block, block - before + scores + prefix * (2 if by_hand else 1))
+        masked = of.window is not None and length > of.window
+        in_blocks = not (of.by_hand or masked or own < 2 * BLOCK) and of.scores > 0
+        size = max(BLOCK, -(-own // BLOCKS)) if in_blocks else own
+        scores = sum(
+            min(size, own - begin) * (start + min(begin + size, own))
+            for begin in range(0, own, size)
+        )
+        keys = of.keys * ((KEYS_OF_BLOCKS if in_blocks else KEYS) * own + 2 * start)
+        block = item * (own * width + keys + of.scores * of.heads * scores)
     joined = 2 * own * of.d_model * item if start else 0
     logits = read * of.vocab
     after = logits * (item + 4) if item < 4 else 0
-    return rows * max(block + logits * item, joined, after)
+    return together + rows * max(block + logits * item, late, joined, after)
 
 
 def predict(
@@ -198,8 +237,9 @@ def rows_that_fit(
 ) -> int:
     """Most rows of a batch that stays below ``limit`` bytes; 1 where not even one does."""
     left = limit - of.weights - known
-    per_row = batch(of, rows=2, length=length, start=start, read=read) // 2
-    return max(1, left // max(1, per_row))
+    two, three = (batch(of, rows=n, length=length, start=start, read=read) for n in (2, 3))
+    shared = 3 * two - 2 * three  # what all rows of a batch have together
+    return max(1, (left - shared) // max(1, three - two))
 
 
 def limit(option: str | None = None) -> int:

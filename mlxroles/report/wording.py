@@ -24,7 +24,8 @@ def sentence(doc: Mapping[str, Any]) -> str:
     if not found:
         return "No layer was measured."
     if all(each.nothing_to_recover for each in found):
-        return _nothing(doc)
+        levels = [documents.number(documents.baseline(doc, m), "log_odds") for m in _MODELS]
+        return nothing(headline(doc), *levels)
     parts = [_direction(doc, each) for each in found]
     trust = " ".join(part for part in (_scope(doc), _missing(found), _failed(doc)) if part)
     return " ".join([*parts, trust]).strip()
@@ -46,19 +47,25 @@ def headline(doc: Mapping[str, Any]) -> str:
     return safe_text(str(doc.get("headline") or "the headline string"), limit=60)
 
 
-def _nothing(doc: Mapping[str, Any]) -> str:
-    levels = [documents.number(documents.baseline(doc, model), "log_odds") for model in _MODELS]
-    if any(level != level for level in levels):  # NaN
+def nothing(string: str, base: float, instruct: float) -> str:
+    """That there is nothing to recover, and why.
+
+    Args:
+        string: What was measured, safe to show.
+        base: Its log-odds in the unpatched base model.
+        instruct: The same in the instruct model.
+    """
+    if any(level != level for level in (base, instruct)):  # NaN
         return "Recovery is undefined: a baseline has no number."
-    shown = f"log-odds {levels[0]:+.2f} and {levels[1]:+.2f} nats"
-    if abs(levels[1] - levels[0]) >= documents.SMALL_GAP:
+    shown = f"log-odds {base:+.2f} and {instruct:+.2f} nats"
+    if abs(instruct - base) >= documents.SMALL_GAP:
         return (
             f"There is no decision to trace: unpatched, neither base nor instruct gives "
-            f"{headline(doc)} a probability of {documents.SMALL_LEVEL} ({shown})."
+            f"{string} a probability of {documents.SMALL_LEVEL} ({shown})."
         )
     return (
         f"There is nothing to recover: unpatched, base and instruct already agree on "
-        f"{headline(doc)} ({shown})."
+        f"{string} ({shown})."
     )
 
 

@@ -158,6 +158,8 @@ class PatchSweep:
                 most=self.options.memory,
             )
             notes = self.subject.notes
+            for shortcut, why in work.forbidden.items():
+                notes.append(f"cannot {shortcut}: {why}; the numbers are the same, it takes longer")
             finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)
             return self._write(folder, finished), finished
 

@@ -13,7 +13,7 @@ from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic,
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
 from mlxroles.store.summary import SUMMARY, read_summary
-from mlxroles.studies import attribution_results
+from mlxroles.studies.attribution import results as attribution_results
 from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
 
 

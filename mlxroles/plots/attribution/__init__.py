@@ -17,7 +17,7 @@ def attribution_figures(doc: Mapping[str, Any], maps: Maps, folder: Path) -> dic
     Figures without a single number are left out.
 
     Args:
-        doc: As ``studies.attribution_document`` makes it, also when read back from JSON.
+        doc: As ``studies.attribution.document`` makes it, also when read back from JSON.
         maps: Estimates by position; empty where prompts differ in length.
         folder: Made where it does not exist.
 
@@ -26,22 +26,23 @@ def attribution_figures(doc: Mapping[str, Any], maps: Maps, folder: Path) -> dic
         ``positions_``, ``edges_`` and ``verify_DIRECTION`` as PNG, and the same with ``_svg``
         appended.
     """
-    from mlxroles.plots import attribution_maps, canvas
-    from mlxroles.plots.attribution_edges import flow
-    from mlxroles.plots.attribution_verify import scatter
-    from mlxroles.report.attribution_rows import directions
+    from mlxroles.plots import canvas
+    from mlxroles.plots.attribution import maps as panels
+    from mlxroles.plots.attribution.edges import flow
+    from mlxroles.plots.attribution.verify import scatter
+    from mlxroles.report.attribution.rows import directions
 
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[str, str] = {}
     with canvas.style():
         drawn = {
-            "layers": attribution_maps.layers(doc),
-            "heads": attribution_maps.heads(doc, ("z",)),
-            "attention": attribution_maps.heads(doc, ("q", "k", "v", "pattern")),
+            "layers": panels.layers(doc),
+            "heads": panels.heads(doc, ("z",)),
+            "attention": panels.heads(doc, ("q", "k", "v", "pattern")),
         }
         for direction in directions(doc):
             grids = maps.get(direction) or {}
-            drawn[f"positions_{direction}"] = attribution_maps.positions(doc, direction, grids)
+            drawn[f"positions_{direction}"] = panels.positions(doc, direction, grids)
             drawn[f"edges_{direction}"] = flow(doc, direction)
             drawn[f"verify_{direction}"] = scatter(doc, direction)
         for name, figure in drawn.items():

@@ -13,8 +13,8 @@ from matplotlib.path import Path
 
 from mlxroles import documents
 from mlxroles.plots import canvas
-from mlxroles.plots.attribution_maps import about
-from mlxroles.report.attribution_rows import signed
+from mlxroles.plots.attribution.maps import about
+from mlxroles.report.attribution.rows import signed
 
 Ends = tuple[float, float]
 
@@ -43,7 +43,7 @@ def flow(doc: Mapping[str, Any], direction: str) -> Figure | None:
         _arc(axes, lanes, row, largest)
     for end in {tuple(row[name]) for row in rows for name in ("source_end", "target_end")}:
         _node(axes, lanes, end)
-    _legend(axes, largest)
+    _legend(axes, rows, largest)
     axes.set_title(f"{documents.arrow(direction)}: the {len(rows)} largest edges")
     canvas.dress(figure, doc, "From what a part writes to what a later part reads", about(doc))
     return figure
@@ -195,13 +195,19 @@ def _name(axes: Axes, x: float, y: float, text: str) -> None:
     )
 
 
-def _legend(axes: Axes, largest: float) -> None:
-    small = _THINNEST + (_WIDEST - _THINNEST) / 4
+def _legend(axes: Axes, rows: Sequence[Mapping[str, Any]], largest: float) -> None:
+    """The largest edge of either sign that is drawn, and the thinnest."""
+    values = [documents.number(row, "estimate") for row in rows]
+    ends = [max(values), min(values), min(values, key=abs)]
+    shown = [ends[0]] * (ends[0] > 0) + [ends[1]] * (ends[1] < 0) + [ends[2]]
     handles = [
-        Line2D([], [], color=_RAISES, linewidth=_WIDEST, label=f"raises by {signed(largest)[1:]}"),
         Line2D(
-            [], [], color=_RAISES, linewidth=small, label=f"raises by {signed(largest / 4)[1:]}"
-        ),
-        Line2D([], [], color=_LOWERS, linewidth=_WIDEST, label=f"lowers by {signed(largest)[1:]}"),
+            [],
+            [],
+            color=_RAISES if value > 0 else _LOWERS,
+            linewidth=_THINNEST + (_WIDEST - _THINNEST) * abs(value) / largest,
+            label=f"{'raises' if value > 0 else 'lowers'} by {signed(value)[1:]}",
+        )
+        for value in dict.fromkeys(shown)
     ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.09), ncols=3)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mlxroles import documents
 from mlxroles.plots import canvas, maps
 from mlxroles.plots.lines import Series, curve, view
-from mlxroles.report.attribution_rows import directions
-from mlxroles.report.attribution_wording import verdict
+from mlxroles.report.attribution.rows import directions, metric_name, signed
+from mlxroles.report.attribution.wording import verdict
 from mlxroles.text import show_token
 
 Numbers = NDArray[np.float64]
@@ -42,8 +42,17 @@ def about(doc: Doc) -> str:
 
 def scale(doc: Doc) -> str:
     """Name and unit of the metric."""
-    name = canvas.label(doc["metric"], 20).replace("_", " ")
+    name = canvas.label(metric_name(doc["metric"]), 20)
     return f"{name} [nats]" if doc.get("unit") == "nat" else name
+
+
+def _bar(doc: Doc, grids: Sequence[Numbers], *, is_cut: bool) -> str:
+    """What a colour bar says: the metric and its unit, and the largest value where it is cut."""
+    if not is_cut:
+        return scale(doc)
+    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
+    largest = signed(float(values[np.argmax(np.abs(values))]))
+    return f"{scale(doc)}\nclipped; largest {largest}"
 
 
 def layers(doc: Doc) -> Figure | None:
@@ -110,6 +119,7 @@ def positions(doc: Doc, direction: str, grids: Mapping[str, Numbers]) -> Figure 
         axes.set_xlabel("")
         bar = figure.colorbar(image, ax=axes, extend="both" if is_cut else "neither", pad=0.01)
         bar.ax.tick_params(labelsize=7)
+        bar.set_label(_bar(doc, [grids[site]], is_cut=is_cut), fontsize=7)
     panels[0].set_title(f"{documents.arrow(direction)}   {shown[0]}")
     named = _named([grids[site] for site in shown], round(width / _TOKEN_INCHES))
     texts = [_token(doc, at, with_number=length > _ALL_TOKENS) for at in named]
@@ -171,7 +181,8 @@ def heads(doc: Doc, sites: Sequence[str]) -> Figure | None:
                 axes.set_xlabel("kv head")
             if axes is ours[-1]:
                 extend = "both" if is_cut else "neither"
-                figure.colorbar(image, ax=ours, label=scale(doc), extend=extend, pad=0.01)
+                text = _bar(doc, list(grids[direction].values()), is_cut=is_cut)
+                figure.colorbar(image, ax=ours, label=text, extend=extend, pad=0.01)
         ours[0].set_ylabel("layer")
     what = "each head" if named == ["z"] else f"each head's {', '.join(named)}"
     canvas.dress(figure, doc, f"Estimated effect of {what}", about(doc))
@@ -184,13 +195,15 @@ def _heads(doc: Doc, direction: str, site: str) -> Numbers:
 
 
 def _name_heads(axes: Axes, values: Numbers, tested: Sequence[int], site: str) -> None:
-    """Frames the largest cells and names them where no larger one's name is in the way."""
+    """Frames and names the largest cells whose name no larger one's is in the way of."""
     flat = np.nan_to_num(np.abs(values)).ravel()
     order = np.argsort(-flat, kind="stable")[:_NAMED_HEADS]
     columns = values.shape[1]
     named: list[tuple[int, int]] = []
     for at in (int(i) for i in order if flat[i] > 0):
         row, column = divmod(at, columns)
+        if any(row == r and abs(column - c) <= _NAME_WIDTH * columns for r, c in named):
+            continue
         axes.plot(
             [column],
             [row],
@@ -199,20 +212,19 @@ def _name_heads(axes: Axes, values: Numbers, tested: Sequence[int], site: str) -
             markerfacecolor="none",
             markeredgecolor=canvas.INK,
             markeredgewidth=0.9,
+            path_effects=[effects.withStroke(linewidth=2.0, foreground="white")],
             clip_on=False,
         )
-        if any(row == r and abs(column - c) <= _NAME_WIDTH * columns for r, c in named):
-            continue
         named.append((row, column))
         on_left = column >= (1 - _NAME_WIDTH) * columns
         axes.annotate(
             f"L{tested[row]}{'kv' if site in ('k', 'v') else 'H'}{column}",
             (column, row),
-            xytext=(-6 if on_left else 6, 0),
+            xytext=(-8 if on_left else 8, 0),
             textcoords="offset points",
             ha="right" if on_left else "left",
             va="center",
             fontsize=6.5,
             color=canvas.INK,
-            path_effects=[effects.withStroke(linewidth=1.8, foreground="white")],
+            path_effects=[effects.withStroke(linewidth=2.4, foreground="white")],
         )

@@ -12,13 +12,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from mlxroles import documents
 from mlxroles.plots import canvas
-from mlxroles.plots.attribution_maps import about
-from mlxroles.report import attribution_rows as rows
+from mlxroles.plots.attribution.maps import about
+from mlxroles.report.attribution import rows
 
 _ONE_ROW = 4
 _SPREAD = 12.0
 """Axes are logarithmic away from zero where the largest value is so many times the median."""
 _NAMED = 2
+_APART = 5
+"""Points by which the names of neighbouring cells are moved away from each other."""
 _KINDS = {"largest": (canvas.BLUE, canvas.BLUE), "random": ("white", canvas.VERMILION)}
 
 
@@ -65,16 +67,19 @@ def _panel(axes: Axes, site: str, entry: Mapping[str, Any]) -> None:
     _scales(axes, np.abs(np.concatenate([x, y])), end)
     axes.set_box_aspect(1)
     axes.tick_params(labelsize=7)
-    ranks = documents.number(entry["random"], "spearman")
-    shown = "" if math.isnan(ranks) else f"   ρ {ranks:.2f} (random)"
+    complete = bool(entry.get("complete"))
+    ranks = documents.number(entry if complete else entry["random"], "spearman")
+    cells = "all cells" if complete else "random"
+    shown = "" if math.isnan(ranks) else f"   ρ {ranks:.2f} ({cells})"
     axes.set_title(f"{site}{shown}")
-    for at in np.argsort(-np.abs(x - y), kind="stable")[:_NAMED]:
+    named = np.argsort(-np.abs(x - y), kind="stable")[:_NAMED]
+    for order, at in enumerate(sorted(named, key=lambda at: y[at])):
         name = rows.edge(known[at]) if site == "edges" else rows.place(site, known[at])
         on_left = x[at] > 0
         axes.annotate(
             canvas.label(name, 22),
             (x[at], y[at]),
-            xytext=(-5 if on_left else 5, 0),
+            xytext=(-5 if on_left else 5, _APART * (2 * order - len(named) + 1)),
             textcoords="offset points",
             ha="right" if on_left else "left",
             va="center",
@@ -92,6 +97,15 @@ def _scales(axes: Axes, sizes: np.ndarray, end: float) -> None:
         axes.locator_params(nbins=5)
         return
     near = max(usual, end / 1000)
+    axes.text(
+        0.97,
+        0.03,
+        f"logarithmic beyond ±{near:.1g}",
+        transform=axes.transAxes,
+        ha="right",
+        fontsize=6,
+        color="#555555",
+    )
     decades = [10.0**n for n in range(math.ceil(math.log10(near)), math.ceil(math.log10(end)))][-2:]
     ticks = [*(-d for d in reversed(decades)), 0.0, *decades]
     for axis, limit, scale in (

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles import documents
-from mlxroles.report import attribution_rows as numbers
 from mlxroles.report import markup, rows, shell
-from mlxroles.report.attribution_wording import caution, metric, sentence, verdict
+from mlxroles.report.attribution import rows as numbers
+from mlxroles.report.attribution.wording import caution, metric, sentence, verdict
 from mlxroles.report.rows import Grid
 
 __all__ = ["html", "markdown", "sentence"]
@@ -16,7 +16,7 @@ __all__ = ["html", "markdown", "sentence"]
 _PER_SITE, _EDGES = 8, 20
 _CAPTIONS = {
     "layers": "Effect of putting in a whole layer's array: the estimates summed over positions.",
-    "positions": "Effect per layer and position, one panel per site. Grey: no number.",
+    "positions": "Effect per layer and position, one panel and one colour scale per site.",
     "heads": "Effect of each head's output z, summed over positions; names mark the largest.",
     "attention": "Effect of each head's queries, keys, values and attention pattern. Keys and "
     "values have heads of their own where several query heads share them.",
@@ -25,11 +25,6 @@ _CAPTIONS = {
     "verify": "Estimates against exact effects of the same cells. On the line they are equal. "
     "Filled: the largest cells, hollow: random ones.",
 }
-_LEGEND = (
-    "R: share of the gap between the models that the effect makes up · q: sign-flip permutation p "
-    "over prompts, corrected within a site (Benjamini-Hochberg) · exact: the cell was run · "
-    "ρ: Spearman's rank correlation, with its bootstrap interval over cells"
-)
 
 
 def html(doc: Mapping[str, Any], figures: Mapping[str, str]) -> str:
@@ -47,7 +42,7 @@ def html(doc: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         shell.note(caution(doc)),
         *(shell.figure(path, caption(doc, name)) for name, path in drawn.items()),
         *(shell.table(grid) for grid in _grids(doc)),
-        shell.note(_LEGEND),
+        shell.note(numbers.legend(doc)),
         *(shell.table(grid, is_folded=True) for grid in _folded(doc)),
         "<h2>The run</h2>",
         shell.facts(about),
@@ -66,7 +61,7 @@ def markdown(doc: Mapping[str, Any]) -> str:
     ]
     for grid in _grids(doc):
         parts += markup.table(grid)
-    parts.append(markup.escape(_LEGEND))
+    parts.append(markup.escape(numbers.legend(doc)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,11 +83,19 @@ def facts(doc: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("effect on", metric(doc)),
         ("sites", ", ".join(doc["sites"])),
         ("positions", ", ".join(positions)),
-        ("gradients", f"at {doc['ig']} points"),
-        ("cost", f"{passes:.0f} forward passes"),
+        ("gradients", _gradients(doc)),
+        ("cost", f"{passes:.0f} forward passes (a gradient counts as three)"),
         ("certainty", verdict(doc)),
     ]
     return [*shared[:1], *about, *shared[1:]]
+
+
+def _gradients(doc: Mapping[str, Any]) -> str:
+    points = int(doc.get("ig") or 1)
+    if points == 1:
+        return "at the unpatched recipient"
+    text, alone = f"at {points} points on the way to the donor", numbers.by_one_gradient(doc)
+    return text + (f"; of {', '.join(alone)} at the recipient alone" if alone else "")
 
 
 def _grids(doc: Mapping[str, Any]) -> Iterator[Grid]:

@@ -28,6 +28,18 @@ def signed(value: float) -> str:
     return f"{value:+.2f}" if size >= 0.1 or not size else f"{value:+.3f}"
 
 
+def metric_name(name: object) -> str:
+    """A metric's name as it is shown: ``log-odds``, ``p first token``."""
+    shown = safe_text(str(name), limit=20).replace("_", " ")
+    return shown.replace(" ", "-", 1) if shown.startswith("log ") else shown
+
+
+def by_one_gradient(doc: Values) -> list[str]:
+    """Sites whose estimates come from the gradient at the recipient alone."""
+    several = doc.get("integrated") or (doc["sites"] if int(doc.get("ig") or 1) > 1 else [])
+    return [site for site in doc["sites"] if site not in several]
+
+
 def p_value(value: float) -> str:
     """A probability with two digits; a dash for none."""
     if math.isnan(value):
@@ -82,10 +94,11 @@ def top_grid(doc: Values, direction: str, *, per_site: int) -> Grid:
     """The largest cells of every site, with what is known of their certainty."""
     several = any("q" in row for _, row in top(doc, direction, per_site=1))
     exact = bool(doc[direction].get("verify"))
-    head = ["site", "cell", "estimate", "R", *["q"] * several, *["exact"] * exact]
+    shares = has_shares(doc, direction)
+    head = ["site", "cell", *_heads(shares=shares, tested=several, exact=exact)]
     rows = []
     for site, row in top(doc, direction, per_site=per_site):
-        line = [site, place(site, row), *_numbers(row)]
+        line = [site, place(site, row), *_numbers(row, shares=shares)]
         if several:
             line.append(p_value(documents.number(row, "q")))
         if exact:
@@ -94,18 +107,57 @@ def top_grid(doc: Values, direction: str, *, per_site: int) -> Grid:
     return Grid(title(doc, direction), head, rows)
 
 
-def _numbers(row: Values) -> list[str]:
+def has_shares(doc: Values, direction: str) -> bool:
+    """Whether there is a gap between the models that an effect can be a share of."""
+    return not doc[direction].get("nothing_to_recover")
+
+
+def _heads(*, shares: bool, tested: bool, exact: bool) -> list[str]:
     return [
-        signed(documents.number(row, "estimate")) + interval(row, "estimate"),
-        signed(documents.number(row, "recovery")),
+        "estimate",
+        *["R est."] * shares,
+        *["q value"] * tested,
+        *["exact"] * exact,
     ]
+
+
+def _numbers(row: Values, *, shares: bool) -> list[str]:
+    found = [signed(documents.number(row, "estimate")) + interval(row, "estimate")]
+    return [*found, *[signed(documents.number(row, "recovery"))] * shares]
 
 
 def title(doc: Values, direction: str) -> str:
     """Which model's activations go into which, and the metric there before."""
     level = documents.number(doc[direction], "recipient")
-    name = safe_text(str(doc["metric"])).replace("_", " ")
-    return f"{documents.arrow(direction)}   unpatched {name} {signed(level)}"
+    return f"{documents.arrow(direction)}   unpatched {metric_name(doc['metric'])} {signed(level)}"
+
+
+def legend(doc: Values) -> str:
+    """What the columns of the tables mean, of those that there are."""
+    shown = directions(doc)
+    unit = ", in nats" if doc.get("unit") == "nat" else ""
+    parts = [f"estimate: effect on {metric_name(doc['metric'])}{unit}"]
+    if any(has_shares(doc, d) for d in shown):
+        mean = ", the mean of the prompts' shares" if documents.prompt_count(doc) > 1 else ""
+        parts.append(f"R est.: the estimate as a share of the gap between the models{mean}")
+    if any("q" in row for d in shown for _, row in top(doc, d, per_site=1)):
+        parts.append(
+            "q value: sign-flip p over prompts, corrected within a site (Benjamini-Hochberg)"
+        )
+    if doc.get("verified_cells"):
+        parts += [
+            "exact: the cell was run",
+            "difference: estimate - exact",
+            "farthest off: the largest difference",
+            "sign: how often the estimate has the exact effect's",
+            "ρ: Spearman's rank correlation with exact effects, with its bootstrap interval",
+        ]
+    points, alone = int(doc.get("ig") or 1), by_one_gradient(doc)
+    if points > 1:
+        parts.append(
+            f"gradients at {points} points" + (f", of {', '.join(alone)} at one" if alone else "")
+        )
+    return " · ".join(parts)
 
 
 def edge_grid(doc: Values, direction: str, *, count: int) -> Grid | None:
@@ -114,10 +166,13 @@ def edge_grid(doc: Values, direction: str, *, count: int) -> Grid | None:
     if not entry:
         return None
     exact = {edge(row): row for row in (entry.get("verify") or {}).get("rows", [])}
-    head = ["edge", "estimate", "R", *["exact"] * bool(exact)]
+    shares, tested = has_shares(doc, direction), any("q" in row for row in entry["top"])
+    head = ["edge", *_heads(shares=shares, tested=tested, exact=bool(exact))]
     rows = []
     for row in entry["top"][:count]:
-        line = [edge(row), *_numbers(row)]
+        line = [edge(row), *_numbers(row, shares=shares)]
+        if tested:
+            line.append(p_value(documents.number(row, "q")))
         if exact:
             line.append(signed(documents.number(exact.get(edge(row)), "exact")))
         rows.append(line)
@@ -136,20 +191,19 @@ def agreement_grid(doc: Values, direction: str) -> Grid | None:
     """How estimates and exact effects agree, per site; None where nothing was run exactly."""
     rows = []
     for site, found in verified(doc, direction):
-        random = found["random"]
         rows.append(
             [
                 site,
-                str(found["n"]),
-                _correlation(random),
+                f"all {found['n']}" if found.get("complete") else str(found["n"]),
+                _correlation(found["random"]),
                 _correlation(found),
                 _share(found),
-                signed(documents.number(found, "largest_error")),
+                signed(documents.number(found, "largest_difference")),
             ]
         )
     if not rows:
         return None
-    head = ["site", "cells", "ρ random", "ρ all", "sign", "worst"]
+    head = ["site", "cells", "ρ random", "ρ all", "sign", "farthest off"]
     return Grid(f"{documents.arrow(direction)}   estimate against exact", head, rows)
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxroles import documents
-from mlxroles.report import attribution_rows as rows
+from mlxroles.report.attribution import rows
+from mlxroles.report.wording import headline, nothing
+from mlxroles.stats import smallest_flip_p
 from mlxroles.text import safe_text
 
 Values = Mapping[str, Any]
@@ -20,7 +22,6 @@ _METRICS = {
     "entropy": "the entropy of the next token",
     "kl": "the KL divergence from the unpatched run",
 }
-_RECOVERABLE = {"log_odds", "log_prob", "logit_diff"}
 _LEAST = 0.05
 """p below this, after correction, is counted as found."""
 
@@ -30,10 +31,10 @@ def sentence(doc: Values) -> str:
     shown = rows.directions(doc)
     if not shown:
         return "No estimate was finished."
-    parts = [f"{verdict(doc)}."]
+    parts = [_nothing(doc), f"{verdict(doc)}."]
     parts += [_direction(doc, direction) for direction in shown]
-    parts += [part for part in (_agreement(doc), _scope(doc), _failed(doc)) if part]
-    return " ".join(parts)
+    parts += [_agreement(doc), _summed_keys(doc), _scope(doc), _failed(doc)]
+    return " ".join(part for part in parts if part)
 
 
 def verdict(doc: Values) -> str:
@@ -41,7 +42,19 @@ def verdict(doc: Values) -> str:
     count = int(documents.number(doc, "verified_cells") or 0)
     if not count:
         return "First-order estimate, not verified"
+    if is_complete(doc):
+        return f"All {count} cells run exactly, beside their first-order estimates"
     return f"First-order estimate; {count} cells run exactly"
+
+
+def is_complete(doc: Values) -> bool:
+    """Whether every cell, and every edge where there are any, was run exactly."""
+    found = []
+    for direction in rows.directions(doc):
+        entry, verified = doc[direction], dict(rows.verified(doc, direction))
+        groups = [*entry["sites"], *["edges"] * bool(entry.get("edges"))]
+        found += [bool(verified.get(group, {}).get("complete")) for group in groups]
+    return bool(found) and all(found)
 
 
 def metric(doc: Values) -> str:
@@ -52,16 +65,19 @@ def metric(doc: Values) -> str:
 
 def caution(doc: Values) -> str:
     """What a reader must know about estimates, and what would settle them."""
-    how = (
-        f"gradients at {doc['ig']} points between recipient and donor"
-        if int(doc.get("ig") or 1) > 1
-        else "one gradient at the unpatched recipient"
-    )
+    how, points = "one gradient at the unpatched recipient", int(doc.get("ig") or 1)
+    alone = rows.by_one_gradient(doc)
+    if points > 1:
+        how = f"gradients at {points} points between recipient and donor"
+        if alone:
+            how += f" (of {', '.join(alone)} one at the recipient)"
     text = (
         f"Each number is the effect that patching a cell alone would have if the model were linear "
         f"there: {how} times the difference of the activations. Saturated attention and sums of "
-        "many patches are where this goes wrong; R is the share of the gap between the models."
+        "many patches are where this goes wrong."
     )
+    if points > 1 and alone:
+        text += " Heads are run exactly by mlxroles patch --site z --heads each."
     if not int(documents.number(doc, "verified_cells") or 0):
         text += " Run the largest cells exactly with --verify 20."
     return text
@@ -77,7 +93,7 @@ def _direction(doc: Values, direction: str) -> str:
     gap = f"{rows.signed(documents.number(entry, 'gap'))}{_unit(doc)}"
     start = (
         f"{giver.capitalize()}'s activations in {target} change {metric(doc)} "
-        f"(the gap between the models is {gap}{_small(doc, entry)}) most"
+        f"(the gap between the models is {gap}) most"
     )
     groups = (
         (_PARTS, "of attention and MLP outputs, "),
@@ -111,28 +127,38 @@ def _largest(doc: Values, direction: str, sites: tuple[str, ...], words: str) ->
     return f"{words}{site} {rows.place(site, row)} by {size}{settled}"
 
 
-def _small(doc: Values, entry: Values) -> str:
-    gap = documents.number(entry, "gap")
-    if doc["metric"] in _RECOVERABLE and abs(gap) < documents.SMALL_GAP:
-        return ", so they already agree and R says little"
+def _nothing(doc: Values) -> str:
+    """That the models leave nothing to recover; empty where they do."""
+    for direction in rows.directions(doc):
+        if doc[direction].get("nothing_to_recover"):
+            models = doc[direction]["models"]
+            levels = (documents.number(models[m], "log_odds") for m in ("base", "instruct"))
+            return nothing(headline(doc), *levels)
     return ""
 
 
 def _agreement(doc: Values) -> str:
+    whole = _agree(doc, complete=True, which="all {} cells of what was run whole")
+    return " ".join(t for t in (whole, _agree(doc, complete=False, which="{} random cells")) if t)
+
+
+def _agree(doc: Values, *, complete: bool, which: str) -> str:
+    """How estimates and exact effects agree over sites of which all cells were run, or some."""
     found = [
-        (documents.number(entry["random"], "spearman"), site, direction)
+        (entry if complete else entry["random"], site, direction)
         for direction in rows.directions(doc)
         for site, entry in rows.verified(doc, direction)
+        if bool(entry.get("complete")) == complete
     ]
-    known = sorted(item for item in found if not math.isnan(item[0]))
-    shares = [
-        (documents.number(entry["random"], "sign_agreement"), entry["random"]["n"])
-        for direction in rows.directions(doc)
-        for _, entry in rows.verified(doc, direction)
-        if entry["random"]["n"]
-    ]
+    known = sorted(
+        (documents.number(entry, "spearman"), site, direction)
+        for entry, site, direction in found
+        if not math.isnan(documents.number(entry, "spearman"))
+    )
     if not known:
-        return "Too few random cells were run exactly for a rank correlation." if found else ""
+        few = "Too few random cells were run exactly for a rank correlation."
+        return few if found and not complete else ""
+    shares = [(documents.number(e, "sign_agreement"), e["n"]) for e, _, _ in found if e["n"]]
     total = sum(n for _, n in shares)
     same = sum(share * n for share, n in shares) / total
     low, high = known[0], known[-1]
@@ -140,9 +166,20 @@ def _agreement(doc: Values) -> str:
     if len(known) > 1:
         span += f" to {high[0]:.2f} ({high[1]}, {documents.arrow(high[2])})"
     return (
-        f"Over {total} random cells the estimates have the sign of the exact effects in "
+        f"Over {which.format(total)} the estimates have the sign of the exact effects in "
         f"{100 * same:.0f} %, and rank them with Spearman {span}."
     )
+
+
+def _summed_keys(doc: Values) -> str:
+    """What differs between the estimate and the exact run of a whole head's keys."""
+    summed = (doc.get("positions") or {}).get("k") not in ("each", "last")
+    if summed and any("k" in dict(rows.verified(doc, d)) for d in rows.directions(doc)):
+        return (
+            "Of k the estimate sums the effects of one position's key at a time, while the exact "
+            "run replaces the keys of all of them together."
+        )
+    return ""
 
 
 def _scope(doc: Values) -> str:
@@ -150,23 +187,29 @@ def _scope(doc: Values) -> str:
     if count == 1:
         return "One prompt: no interval."
     several = [d for d in rows.directions(doc) if doc[d]["n_prompts"] > 1]
-    counts = [
-        f"{doc[d]['sites'][site]['significant']} of {doc[d]['sites'][site]['cells']} {site} cells"
-        f" ({documents.arrow(d)})"
-        for d in several
-        for site in ("z",)
-        if "significant" in (doc[d]["sites"].get(site) or {})
-    ]
     text = f"Means over {count} prompts; brackets are 95 % bootstrap intervals over prompts"
+    tested = [(d, doc[d]["sites"]["z"]) for d in several if "z" in doc[d]["sites"]]
+    tested = [(d, entry) for d, entry in tested if "significant" in entry]
+    if tested:
+        text += "; the q value is the sign-flip permutation p after Benjamini-Hochberg"
+    counts = [
+        f"{entry['significant']} of {entry['cells']} z cells ({documents.arrow(d)})"
+        for d, entry in tested
+        if entry["significant"]
+    ]
     if counts:
-        text += (
-            f"; q is the sign-flip permutation p after Benjamini-Hochberg, below {_LEAST} in "
-            + " and ".join(counts)
-        )
-    if several:
+        text += f", below {_LEAST} in " + " and ".join(counts)
+    elif several:
         n = min(doc[d]["n_prompts"] for d in several)
-        if 2.0 ** (1 - n) > _LEAST:
-            text += f" ({n} prompts cannot give a p below {2.0 ** (1 - n):.2f})"
+        least = smallest_flip_p(n)
+        most = max((entry["cells"] for _, entry in tested), default=1)
+        if least > _LEAST:
+            text += f" ({n} prompts cannot give a p below {least:.2g})"
+        elif least * most > _LEAST:
+            text += (
+                f" ({n} prompts give no p below {least:.2g}, so that no single one of {most} cells "
+                f"can have a q value below {_LEAST})"
+            )
     return f"{text}."
 
 

@@ -9,19 +9,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxroles import stats
-from mlxroles.documents import DIRECTIONS, donor, recipient
-from mlxroles.studies import attribution_edges
-from mlxroles.studies.attribution import STREAM_SITES, UNITS, AttributionGrid, Numbers
-from mlxroles.studies.attribution_stored import Stored
-from mlxroles.studies.attribution_verify import agreement
+from mlxroles.documents import DIRECTIONS, SMALL_GAP, SMALL_LEVEL, donor, recipient
+from mlxroles.studies.attribution import edges
+from mlxroles.studies.attribution.grid import STREAM_SITES, UNITS, AttributionGrid, Numbers
+from mlxroles.studies.attribution.stored import Stored
+from mlxroles.studies.attribution.verify import agreement
 
 SCHEMA = "mlxroles/attribution/1"
 TOP = 40
 """Cells of a site, and edges, that the document lists with everything known of them."""
 MOST_INTERVALS = 4096
 """Cells of a site that all get an interval; of more, those that are listed."""
+
+MOST_EDGES = 200_000
+"""Edges that are all tested; the p of some edges alone could not be corrected for the rest."""
+GRADIENT = 3
+"""Forward passes that a gradient counts for: its own, and two for the way back."""
 
 Values = Mapping[str, Any]
 
@@ -47,7 +53,7 @@ def document(
         about: Fields taken over as they are, ``n_layers``, ``run_id``, ``headline`` among them.
     """
     grid = stored.grid
-    found = _Summed(stored, list(tokens), seed)
+    found = _Summed(stored, list(tokens), seed, metric)
     by_direction = {d: found.direction(d) for d in DIRECTIONS}
     rows = [r for entry in by_direction.values() for r in _verified(entry)]
     return {
@@ -58,6 +64,7 @@ def document(
         "metric": metric,
         "unit": UNITS.get(metric, "1"),
         "ig": ig,
+        "integrated": list(grid.integrated),
         "sites": [
             site
             for site in grid.sites
@@ -65,7 +72,7 @@ def document(
         ],
         "positions": {site: grid.positions(site) for site in grid.sites},
         "layers_tested": list(grid.layers.layers),
-        "verify": grid.verify,
+        "verify": stored.verified,
         "prompts": [
             {"id": p.id, "n_tokens": p.n_tokens, "digest": p.digest, "category": p.category}
             for p in grid.prompts
@@ -84,8 +91,9 @@ def _verified(entry: Values) -> list[Values]:
 class _Summed:
     """Means over prompts of what the cells hold, with intervals where there are several."""
 
-    def __init__(self, stored: Stored, tokens: list[str | None], seed: int) -> None:
+    def __init__(self, stored: Stored, tokens: list[str | None], seed: int, metric: str) -> None:
         self.stored, self.grid, self.tokens, self.seed = stored, stored.grid, tokens, seed
+        self.metric = metric
 
     def direction(self, direction: str) -> dict[str, Any]:
         """Levels, sites, edges and verification of a direction; empty where nothing is stored."""
@@ -93,13 +101,14 @@ class _Summed:
         if not ours:
             return {}
         levels = self.stored.levels(direction)
-        gap = levels.gap
+        gradients = sum(self.stored.gradients(direction, p) for p in ours)
         found: dict[str, Any] = {
             **self._mean("recipient", levels.recipient, direction),
             **self._mean("donor", levels.donor, direction),
             **self._mean("gap", levels.donor - levels.recipient, direction),
             "n_prompts": len(ours),
-            "passes": sum(float(self.stored.values(direction, p)["passes"]) for p in ours),
+            "gradients": gradients,
+            "passes": GRADIENT * gradients,
             "models": {
                 model: self._measures([self.stored.values(direction, p)[key] for p in ours])
                 for model, key in (
@@ -108,15 +117,29 @@ class _Summed:
                 )
             },
         }
+        found["nothing_to_recover"] = self._nothing(found["models"])
+        gap = np.full(len(ours), np.nan) if found["nothing_to_recover"] else levels.gap
         found["sites"] = {
             site: self._site(direction, site, values, gap)
             for site, values in self.stored.estimates(direction).items()
         }
-        if self.grid.verify is not None:
-            found["verify"] = self._verify(direction)
+        verified = self._verify(direction, found["sites"])
+        if verified:
+            found["verify"] = verified
         if self.stored.prompts(direction, "edges"):
-            found["edges"] = self._edges(direction)
+            found["edges"] = self._edges(direction, dict(zip(ours, gap, strict=True)))
         return found
+
+    def _nothing(self, models: Mapping[str, Values]) -> bool:
+        """Whether the models agree too well on the string for shares of their gap, as in a sweep.
+
+        Metrics that are not about the string are about something else.
+        """
+        if self.metric in ("entropy", "kl"):
+            return False
+        odds = [measures["log_odds"] for measures in models.values()]
+        level = max(measures["p_first_token"] for measures in models.values())
+        return not (abs(odds[0] - odds[1]) >= SMALL_GAP and level >= SMALL_LEVEL)
 
     def _rng(self, *where: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, *" ".join(where).encode()])
@@ -175,7 +198,7 @@ class _Summed:
         tested: Mapping[str, Numbers],
     ) -> list[dict[str, Any]]:
         """The largest cells by absolute mean, each with its coordinates and all that is known."""
-        best = attribution_edges.ranked(tested["estimate"], TOP)
+        best = edges.ranked(tested["estimate"], TOP)
         columns = values[(slice(None), *np.array(best, dtype=int).reshape(-1, values.ndim - 1).T)]
         known = self._listed(columns, gap, direction, site, "top")
         rows = []
@@ -213,49 +236,47 @@ class _Summed:
 
     # --- verification -------------------------------------------------------------------------
 
-    def _verify(self, direction: str) -> dict[str, Any]:
+    def _verify(self, direction: str, sites: Mapping[str, Values]) -> dict[str, Any]:
         found = {}
-        for site in self.grid.sites:
+        for site in sites:
             rows = self._exact(direction, "verify", site)
             if rows:
                 for row in rows:
                     if row.get("position", len(self.tokens)) < len(self.tokens):
                         row["token"] = self.tokens[row["position"]]
-                found[site] = {"rows": rows, **agreement(rows, self._rng(direction, site, "rank"))}
+                rng = self._rng(direction, site, "rank")
+                found[site] = {"rows": rows, **agreement(rows, rng, sites[site]["cells"])}
         return found
 
     def _exact(self, direction: str, step: str, site: str | None = None) -> list[dict[str, Any]]:
         """Verified cells with the means over prompts of estimate and exact effect."""
-        together: dict[str, list[Values]] = {}
-        for p in self.stored.prompts(direction, step, site):
-            for row in self.stored.values(direction, p, step, site)["rows"]:
-                key = str({n: v for n, v in row.items() if n not in ("estimate", "exact")})
-                together.setdefault(key, []).append(row)
         found = []
-        for key, rows in together.items():
+        for rows in self.stored.exact(direction, step, site):
             one = {n: v for n, v in rows[0].items() if n not in ("estimate", "exact")}
             estimate, exact = (
                 np.array([row[n] for row in rows], dtype=np.float64) for n in ("estimate", "exact")
             )
             one["estimate"] = float(stats.nan_mean(estimate))
-            one |= self._mean("exact", exact, direction, step, key)
+            one |= self._mean("exact", exact, direction, step, str(one))
             one["difference"] = one["estimate"] - one["exact"]
             found.append(one)
         return found
 
     # --- edges --------------------------------------------------------------------------------
 
-    def _edges(self, direction: str) -> dict[str, Any]:
+    def _edges(self, direction: str, gaps: Mapping[int, float]) -> dict[str, Any]:
         sources, targets = self.stored.edge_ends(direction)
         mean = self.stored.mean_edges(direction)
-        best = attribution_edges.ranked(mean, TOP)
+        best = edges.ranked(mean, TOP)
         ours = self.stored.prompts(direction, "edges")
         listed = tuple(np.array(best, dtype=int).reshape(-1, 2).T)
         scores = np.stack([self.stored.edge_scores(direction, p)[listed] for p in ours])
-        all_prompts = self.stored.prompts(direction)
-        gap = self.stored.levels(direction).gap[[all_prompts.index(p) for p in ours]]
+        gap = np.array([gaps.get(p, np.nan) for p in ours])
+        tested = self._tested_edges(direction, np.isfinite(mean))
         rows = [
-            self._ends(sources[source], targets[target]) | numbers
+            self._ends(sources[source], targets[target])
+            | numbers
+            | {name: float(values[source, target]) for name, values in tested.items()}
             for (source, target), numbers in zip(
                 best, self._listed(scores.astype(np.float64), gap, direction, "edges"), strict=True
             )
@@ -264,14 +285,32 @@ class _Summed:
         verified = self._exact(direction, "verify_edges")
         if verified:
             rng = self._rng(direction, "edges", "rank")
-            entry["verify"] = {"rows": verified, **agreement(verified, rng)}
+            entry["verify"] = {"rows": verified, **agreement(verified, rng, entry["cells"])}
         return entry
+
+    def _tested_edges(self, direction: str, known: NDArray[np.bool_]) -> dict[str, Numbers]:
+        """P and q of all edges [source, target] by sign flips; nothing where there are too many.
+
+        Args:
+            direction: Which way.
+            known: The edges there are [source, target].
+        """
+        ours = self.stored.prompts(direction, "edges")
+        if len(ours) < 2 or known.sum() > MOST_EDGES:
+            return {}
+        scores = np.stack([self.stored.edge_scores(direction, p)[known] for p in ours])
+        p = stats.sign_flip_test(scores.astype(np.float64), self._rng(direction, "edges", "signs"))
+        found = {}
+        for name, values in (("p", p), ("q", stats.benjamini_hochberg(p))):
+            found[name] = np.full(known.shape, np.nan)
+            found[name][known] = values
+        return found
 
     @staticmethod
     def _ends(source: Sequence[Any], target: Sequence[Any]) -> dict[str, Any]:
         return {
-            "source": attribution_edges.name(source),
-            "target": attribution_edges.name(target),
+            "source": edges.name(source),
+            "target": edges.name(target),
             "source_end": list(source),
             "target_end": list(target),
         }

@@ -2,9 +2,10 @@
 
 One backward pass through the recipient estimates, to first order, what every patch of an exact
 sweep would do. A stored cell is one prompt and one direction with its arrays over all places; what
-a table calls a cell of a site, a layer and head or position, is cut out of these. No model is
-needed here; the cells are computed in ``attribution_run`` and summed up in
-``attribution_document``.
+a table calls a cell of a site, a layer and head or position, is cut out of these. Gradients at
+several points take long, so that each site then is a stored cell of its own. No model is needed
+here; the cells are computed in ``run`` and summed up in
+``document``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,18 @@ class AttributionGrid:
     edges: bool = False
     verify: int | None = None
     """How many of the largest cells of each site, and as many random ones, are run exactly."""
+    ig: int = 1
+    """Points between recipient and donor at which the gradients of ``integrated`` are taken."""
+
+    @property
+    def integrated(self) -> tuple[str, ...]:
+        """Sites whose gradients are taken at several points: streams, or the one site there is.
+
+        A head's cell that sums over positions costs less as an exact run than ``ig`` gradients.
+        """
+        if self.ig == 1:
+            return ()
+        return tuple(s for s in self.sites if s in STREAM_SITES or len(self.sites) == 1)
 
     @classmethod
     def read(
@@ -65,6 +78,7 @@ class AttributionGrid:
         positions: str | None = None,
         edges: bool = False,
         verify: int | None = None,
+        ig: int = 1,
     ) -> "AttributionGrid":
         """The grid that a user's words describe.
 
@@ -77,6 +91,7 @@ class AttributionGrid:
                 (where the prompts have one length) and for all of them together in heads.
             edges: Whether edges between parts are estimated too.
             verify: How many cells are run exactly.
+            ig: Points at which gradients are taken.
 
         Raises:
             SpecError: a site, layer or position that does not exist or cannot be had.
@@ -102,7 +117,7 @@ class AttributionGrid:
             )
         heads = "all" if positions is None else stream
         found = parse_layers(layers, n_layers)
-        return cls(tuple(prompts), found, tuple(sites), stream, heads, edges, verify)
+        return cls(tuple(prompts), found, tuple(sites), stream, heads, edges, verify, ig)
 
     def positions(self, site: str) -> str:
         """Positions of a cell of the site: ``each``, or those that are summed."""
@@ -157,7 +172,8 @@ class AttributionGrid:
         }
         for step in (step for step in STEPS if wanted[step]):
             exact = {"k": self.verify} if step.startswith("verify") else {}
-            sites = [{"site": site} for site in self.sites] if step == "verify" else [{}]
+            by_site = step == "verify" or (step == "estimate" and self.ig > 1)
+            sites = [{"site": site} for site in self.sites] if by_site else [{}]
             for direction in DIRECTIONS:
                 for p in range(len(self.prompts)):
                     for site in sites:
@@ -173,8 +189,14 @@ def summed(values: Numbers, positions: Sequence[int] | None) -> Numbers:
     return np.where(np.isnan(values).all(axis=-1), np.nan, np.nansum(values, axis=-1))
 
 
-def outputs(grid: AttributionGrid, unit: str) -> list[Variable]:
-    """Arrays of a packed run: estimates by prompt, direction and place, and the metric's levels."""
+def outputs(grid: AttributionGrid, unit: str, *, edges: bool) -> list[Variable]:
+    """Arrays of a packed run: estimates by prompt, direction and place, and the metric's levels.
+
+    Args:
+        grid: What the run is about.
+        unit: Of the metric.
+        edges: Whether any are stored.
+    """
     found = [
         Variable(name, ("prompt", "direction"), "f8", unit, f"metric of the unpatched {who}")
         for name, who in (("recipient", "recipient"), ("donor", "donor"))
@@ -185,7 +207,7 @@ def outputs(grid: AttributionGrid, unit: str) -> list[Variable]:
         found.append(
             Variable(site, axes, "f4", unit, f"first-order estimate of patching {site} there")
         )
-    if grid.edges:
+    if edges:
         axes = ("prompt", "direction", "source", "target")
         what = "first-order estimate of patching the source's output for the target's input alone"
         found.append(Variable("edges", axes, "f4", unit, what))

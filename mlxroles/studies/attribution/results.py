@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from mlxroles.plots.attribution import attribution_figures
 from mlxroles.report import attribution as report
-from mlxroles.report.attribution_rows import directions
-from mlxroles.report.attribution_wording import verdict
+from mlxroles.report.attribution.rows import directions
+from mlxroles.report.attribution.wording import verdict
 from mlxroles.store.files import plain_errors, write_atomic
 from mlxroles.store.reader import read
 

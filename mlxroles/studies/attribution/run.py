@@ -16,10 +16,16 @@ from mlxroles.edits import Edit
 from mlxroles.events import Cell
 from mlxroles.runner import Result
 from mlxroles.stats import nan_mean
-from mlxroles.studies import attribution_edges
-from mlxroles.studies.attribution import DIRECTIONS, STEPS, STREAM_SITES, AttributionGrid, Numbers
-from mlxroles.studies.attribution_stored import Stored
-from mlxroles.studies.attribution_verify import choose
+from mlxroles.studies.attribution import edges
+from mlxroles.studies.attribution.grid import (
+    DIRECTIONS,
+    STEPS,
+    STREAM_SITES,
+    AttributionGrid,
+    Numbers,
+)
+from mlxroles.studies.attribution.stored import Stored
+from mlxroles.studies.attribution.verify import choose
 from mlxroles.studies.subject import Subject, attention_heads, stream_width
 
 STATE_BYTES = 2 << 30
@@ -48,7 +54,6 @@ class AttributionWork:
         grid: What is estimated.
         targets: What the metric is about.
         metric: Of ``attribution.METRICS``.
-        ig: Points between recipient and donor at which gradients are taken.
         decode: Text of a token id.
         seed: Of the choice of cells that are run exactly.
         stored: Gives the cells that are stored by now.
@@ -62,14 +67,13 @@ class AttributionWork:
         targets: probes.Targets,
         *,
         metric: str,
-        ig: int,
         decode: Callable[[int], str],
         seed: int,
         stored: Callable[[], Stored],
         most: int | None = None,
     ) -> None:
         self.subject, self.grid, self.targets = subject, grid, targets
-        self.metric, self.ig, self.seed = metric, ig, seed
+        self.metric, self.seed = metric, seed
         self.decode, self.stored, self.most = decode, stored, most
         self.kept = kept_sites(grid)
         self._states: dict[tuple[str, int, bool], engine.Clean] = {}
@@ -163,7 +167,7 @@ class AttributionWork:
         job = _Job(self, str(c["direction"]), int(c["prompt"]), str(c["step"]))
         step = str(c["step"])
         if step == "estimate":
-            yield job.estimate(cell)
+            yield job.estimate(cell, c.get("site"))
         elif step == "edges":
             yield job.edges(cell)
         elif step == "verify":
@@ -213,38 +217,44 @@ class _Job:
         """The metric of logits [1, n_read, vocab]."""
         return float(np.array(self.metric(mx.array(logits)))[0])
 
-    def estimate(self, cell: Cell) -> Result:
-        """First-order estimates at every place of every site."""
+    def estimate(self, cell: Cell, site: object) -> Result:
+        """First-order estimates at every place of one site, or of every one."""
         grid = self.work.grid
+        sites = [one for one in grid.sites if site in (None, one)]
         layers = list(grid.layers.layers)
         given = {
             site: {i: array for i, array in self.given.sites[site].items() if i in grid.layers}
-            for site in grid.sites
+            for site in sites
             if site in self.given.sites
         }
+        levels = self._levels()
+        if not any(given.values()):
+            return Result(cell, levels | {"gradients": 0.0}, {})
         found = attribution.estimate(
             self.network,
             mx.array([self.tokens]),
             {site: arrays for site, arrays in given.items() if arrays},
             self.metric,
             read=self.read,
-            ig=self.work.ig,
+            ig=grid.ig if site is None or site in grid.integrated else 1,
         )
         arrays = {
             site: np.ascontiguousarray(array[0][layers], dtype=np.float32)
             for site, array in found.cells.items()
         }
-        recipient_level, donor_level = self.level(self.clean), self.level(self.goal)
-        if not (np.isfinite(recipient_level) and np.isfinite(donor_level)):
+        values = levels | {"gradients": float(found.gradients)}
+        return Result(cell, values, arrays, tokens=round(len(self.tokens) * found.passes))
+
+    def _levels(self) -> dict[str, Any]:
+        """The metric and other measures of both unpatched models."""
+        levels = {"recipient": self.level(self.clean), "donor": self.level(self.goal)}
+        if not all(map(np.isfinite, levels.values())):
             raise FloatingPointError(f"{self.work.metric} is no finite number here")
-        values = {
-            "recipient": recipient_level,
-            "donor": donor_level,
-            "passes": float(found.passes),
+        return {
+            **levels,
             "recipient_measures": self._measures(self.clean),
             "donor_measures": self._measures(self.goal),
         }
-        return Result(cell, values, arrays, tokens=round(len(self.tokens) * found.passes))
 
     def _measures(self, logits: np.ndarray) -> dict[str, float]:
         found = probes.measure(logits[0][0], self.work.targets, decode=self.work.decode)
@@ -256,7 +266,7 @@ class _Job:
             self.network, mx.array([self.tokens]), self.given.sites, self.metric, read=self.read
         )
         ends = {
-            name: [list(attribution_edges.triple(n.layer, n.part, n.head)) for n in nodes]
+            name: [list(edges.triple(n.layer, n.part, n.head)) for n in nodes]
             for name, nodes in (("sources", found.sources), ("targets", found.targets))
         }
         arrays = {"edges": np.ascontiguousarray(found.scores[0], dtype=np.float32)}
@@ -265,9 +275,10 @@ class _Job:
     def verify(self, cell: Cell, site: str) -> Result:
         """Exact effects of the chosen cells of a site."""
         work, grid = self.work, self.work.grid
-        if self.p not in work.stored().prompts(self.direction):
+        stored = work.stored()
+        if self.p not in stored.prompts(self.direction, site=site):
             raise FloatingPointError("there are no finite estimates that could be verified")
-        arrays = work.stored().arrays(self.direction, self.p)
+        arrays = stored.arrays(self.direction, self.p)
         if site not in arrays:
             return Result(cell, {"rows": []})
         chosen = work.chosen(self.direction, site)
@@ -299,8 +310,8 @@ class _Job:
         pairs = [(Node(*sources[s]), Node(*targets[t])) for (s, t), _ in chosen]
         rows = [
             {
-                "source": attribution_edges.name(sources[s]),
-                "target": attribution_edges.name(targets[t]),
+                "source": edges.name(sources[s]),
+                "target": edges.name(targets[t]),
                 "kind": kind,
                 "estimate": float(scores[s, t]),
             }

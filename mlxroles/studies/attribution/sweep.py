@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxroles.attribution.integrate import ways
 from mlxroles.errors import SpecError
 from mlxroles.events import Emit, RunFinished, Stage
 from mlxroles.plan import run_id
 from mlxroles.prompts import Prompt, token_texts
+from mlxroles.report.attribution.rows import metric_name
 from mlxroles.runner import run
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.pack import pack
 from mlxroles.store.summary import SUMMARY, notes_of
-from mlxroles.studies import attribution_edges, attribution_results
-from mlxroles.studies.attribution import (
+from mlxroles.studies.attribution import edges, results
+from mlxroles.studies.attribution.cost import Cost
+from mlxroles.studies.attribution.document import document, same_tokens
+from mlxroles.studies.attribution.grid import (
     DIRECTIONS,
     HEAD_SITES,
     SITES,
@@ -24,20 +26,20 @@ from mlxroles.studies.attribution import (
     head_axis,
     outputs,
 )
-from mlxroles.studies.attribution_document import document, same_tokens
-from mlxroles.studies.attribution_run import AttributionWork, state_bytes
-from mlxroles.studies.attribution_stored import Stored
-from mlxroles.studies.inputs import Encoded, encoded, targets_for
+from mlxroles.studies.attribution.run import AttributionWork, state_bytes
+from mlxroles.studies.attribution.stored import Stored
+from mlxroles.studies.inputs import encoded, targets_for
 from mlxroles.studies.place import RunPlace, computed_by
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, memory_limit
 from mlxroles.text import format_bytes, safe_text
 from mlxroles.versions import now, versions
 
-BACKWARD = 2
-"""Forward passes that one gradient costs, about: no weight needs one."""
-
 MOST_PATTERNS = 0.2
 """Share of the memory that attention patterns may take without being asked for by name."""
+
+
+MOST_POINTS = 64
+"""Points of ``--ig`` beyond which nothing is gained."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class AttributionSweep:
         self, subject: Subject, prompts: Sequence[Prompt], options: AttributionOptions
     ) -> None:
         self.subject, self.options = subject, options
+        if options.ig > MOST_POINTS:
+            raise SpecError(
+                f"--ig {options.ig}: gradients are taken at {MOST_POINTS} points at most; 3 to 8 "
+                "come near the exact effects"
+            )
         if options.metric == "kl" and options.ig < 2:
             raise SpecError(
                 "--metric kl has no slope at the unpatched recipient, so a single gradient is 0 "
@@ -92,17 +99,43 @@ class AttributionSweep:
         self.grid = AttributionGrid.read(
             rows,
             n_layers=subject.n_layers,
-            sites=SITES if options.site is None else (options.site,),
+            sites=_sites(options),
             layers=options.layers,
             positions=options.positions,
             edges=options.edges,
             verify=options.verify,
+            ig=options.ig,
         )
-        if options.edges and options.ig > 1:
-            subject.notes.append("edges come from one gradient, whatever --ig says")
         if options.site is None:
             self.grid = self._without_large_patterns(self.grid)
+        self.cost = Cost.of(subject, self.grid)
         self.cells = self.grid.cells()
+        subject.notes += self._on_gradients()
+
+    def _on_gradients(self) -> list[str]:
+        """What ``--ig`` leaves out here, and when it is dearer than exact runs."""
+        grid, found = self.grid, []
+        if grid.ig == 1:
+            return []
+        if grid.edges:
+            found.append("edges come from one gradient, whatever --ig says")
+        if self.options.metric == "kl" and self.options.site is None:
+            found.append(
+                "heads are left out: kl has no slope at the unpatched recipient; --site z takes "
+                f"{grid.ig} gradients of every head"
+            )
+        elif set(grid.sites) - set(grid.integrated):
+            found.append(
+                f"--ig {grid.ig} is for the stream's sites; heads come from one gradient, as "
+                "running them exactly costs less than more of them: patch --site z --heads each"
+            )
+        if self.cost.layer_calls > self.cost.exact_layer_calls:
+            found.append(
+                f"--ig {grid.ig} costs more (about {self.cost.layer_calls} layer calls) than "
+                f"running all of these {self.cost.cells} cells exactly (about "
+                f"{self.cost.exact_layer_calls}): take fewer points, or --method exact"
+            )
+        return found
 
     def _without_large_patterns(self, grid: AttributionGrid) -> AttributionGrid:
         """The grid without attention patterns where they would fill the memory."""
@@ -121,7 +154,8 @@ class AttributionSweep:
         """One line that names the run."""
         n = len(self.grid.prompts)
         what = self.grid.prompts[0].id if n == 1 else f"{n} prompts"
-        return f"attribution {self.subject.display}: {self.options.metric}, {what}"
+        metric = metric_name(self.options.metric)
+        return f"attribution {self.subject.display}: {metric}, {what}"
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes estimates: exact runs and edges join the run they are about."""
@@ -146,10 +180,7 @@ class AttributionSweep:
         """What a dry run shows: passes and layer calls against an exact sweep of the same cells."""
         n, sides = self.subject.n_layers, self.subject.sides.values()
         prompts = len(self.grid.prompts)
-        gradients = sum(map(self._gradients, self.grid.prompts))
-        passes = 2 * prompts + round(BACKWARD * gradients)
-        exact_cells, exact_calls = self._exact()
-        verified, verify_calls = self._verified()
+        cost = self.cost
         weights = sum(side.n_bytes for side in sides)
         resident = weights if self.subject.resident > 1 else max(s.n_bytes for s in sides)
         return {
@@ -160,56 +191,18 @@ class AttributionSweep:
             "layers": list(self.grid.layers.layers),
             "sites": list(self.grid.sites),
             "prompts": [{"id": p.id, "n_tokens": p.n_tokens} for p in self.grid.prompts],
-            "gradients": round(gradients),
-            "passes": passes,
-            "layer_calls": passes * n,
-            "exact_runs": verified,
-            "exact_runs_layer_calls": verify_calls,
-            "estimated_cells": exact_cells,
-            "layer_calls_of_the_exact_sweep": exact_calls + 2 * prompts * n,
+            "gradients": -(-cost.gradient_layers // n),
+            "passes": -(-cost.layer_calls // n),
+            "layer_calls": cost.layer_calls,
+            "exact_runs": cost.exact_runs,
+            "exact_runs_layer_calls": cost.exact_runs_layer_calls,
+            "estimated_cells": cost.cells,
+            "layer_calls_of_the_exact_sweep": cost.exact_layer_calls,
             "resident_models": self.subject.resident,
             "weights_bytes": weights,
             "memory_bytes": resident + 4 * state_bytes(self.subject, self.grid),
             "disk_bytes": sum(self._array_bytes(p) for p in range(prompts)),
         }
-
-    def _gradients(self, prompt: Encoded) -> float:
-        """Gradients through the whole model that a prompt takes, both directions."""
-        heads = max(attention_heads(self.subject), 1)
-        found = 1.0 + self.grid.edges
-        if self.options.ig > 1:
-            for site in self.grid.sites:
-                shape = (1, heads, 1, 1) if site == "pattern" else (1, prompt.n_tokens, heads, 1)
-                calls = sum(self.subject.n_layers - layer for layer in self.grid.layers)
-                each = ways((site, 0), shape) * self.options.ig
-                found += each * calls / self.subject.n_layers
-        return len(DIRECTIONS) * found
-
-    def _exact(self) -> tuple[int, int]:
-        """Cells that are estimated, and layer calls of an exact sweep that resumes at each."""
-        heads = max(attention_heads(self.subject), 1)
-        cells = calls = 0
-        for p in self.grid.prompts:
-            for site in self.grid.sites:
-                each = p.n_tokens if self.grid.positions(site) == "each" else 1
-                each *= len(DIRECTIONS) * (heads if site in HEAD_SITES else 1)
-                cells += each * len(self.grid.layers)
-                calls += each * sum(self._left(site, layer) for layer in self.grid.layers)
-        return cells, calls
-
-    def _verified(self) -> tuple[int, int]:
-        """Exact runs of ``--verify``, and their layer calls, about."""
-        if self.grid.verify is None:
-            return 0, 0
-        groups = len(self.grid.sites) + self.grid.edges
-        runs = 2 * self.grid.verify * groups * len(DIRECTIONS) * len(self.grid.prompts)
-        tested = list(self.grid.layers)
-        left = sum(self._left("z", layer) for layer in tested) / len(tested)
-        return runs, round(runs * left)
-
-    def _left(self, site: str, layer: int) -> int:
-        """Layers that a run patched there has to compute."""
-        return self.subject.n_layers - layer - (site == "resid_post")
 
     def _array_bytes(self, p: int) -> int:
         """Bytes of a prompt's stored arrays, in the run folder and packed."""
@@ -233,7 +226,6 @@ class AttributionSweep:
                 self.grid,
                 self.targets,
                 metric=self.options.metric,
-                ig=self.options.ig,
                 decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
                 seed=self.options.seed,
                 stored=lambda: self._stored(folder),
@@ -276,16 +268,22 @@ class AttributionSweep:
             about=about,
         )
         pack(
-            folder, outputs(self.grid, UNITS.get(self.options.metric, "1")), **self._packed(stored)
+            folder,
+            outputs(
+                self.grid,
+                UNITS.get(self.options.metric, "1"),
+                edges=any(stored.prompts(direction, "edges") for direction in DIRECTIONS),
+            ),
+            **self._packed(stored),
         )
-        attribution_results.write(folder.path, doc)
+        results.write(folder.path, doc)
         folder.write_json(SUMMARY, doc)
         return doc
 
     def _packed(self, stored: Stored) -> dict[str, Any]:
         """Coordinates of the packed file, and the stored cells as it wants them."""
         longest, heads = 1, {"head": 1, "kv_head": 1}
-        edges: dict[str, list[str]] = {}
+        ends: dict[str, list[str]] = {}
         for direction in DIRECTIONS:
             for p in stored.prompts(direction):
                 for site, array in stored.arrays(direction, p).items():
@@ -294,17 +292,24 @@ class AttributionSweep:
                         axis = head_axis(site)
                         heads[axis] = max(heads[axis], array.shape[1])
             if stored.prompts(direction, "edges"):
-                ends = stored.edge_ends(direction)
-                for axis, listed in zip(("source", "target"), ends, strict=True):
-                    edges[axis] = [attribution_edges.name(end) for end in listed]
+                both = stored.edge_ends(direction)
+                for axis, listed in zip(("source", "target"), both, strict=True):
+                    ends[axis] = [edges.name(end) for end in listed]
         axes: dict[str, Any] = {
             "prompt": [p.id for p in self.grid.prompts],
             "direction": list(DIRECTIONS),
             "layer": list(self.grid.layers.layers),
             "position": longest,
             **heads,
-            "source": edges.get("source", ["none"]),
-            "target": edges.get("target", ["none"]),
+            "source": ends.get("source", ["none"]),
+            "target": ends.get("target", ["none"]),
         }
         rows = [replace(record, coords=named) for record, named in stored.packed()]
         return {"coords": axes, "records": rows}
+
+
+def _sites(options: AttributionOptions) -> tuple[str, ...]:
+    """Sites that are estimated; one gradient of kl is 0 everywhere, so that it has streams only."""
+    if options.site is not None:
+        return (options.site,)
+    return STREAM_SITES if options.metric == "kl" else SITES

@@ -15,6 +15,8 @@ _RESAMPLES = 2_000
 _MISSES = 5
 LEAST_FOR_RANKS = 5
 """Fewer cells than this have no rank correlation worth a number."""
+LEAST_FOR_INTERVAL = 10
+"""Fewer cells than this have no interval: resamples of so few ranks hardly differ."""
 
 Numbers = NDArray[np.float64]
 Place = tuple[int, ...]
@@ -43,25 +45,31 @@ def choose(estimates: Numbers, k: int, rng: np.random.Generator) -> list[tuple[P
     ]
 
 
-def agreement(rows: Sequence[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+def agreement(
+    rows: Sequence[dict[str, Any]], rng: np.random.Generator, cells: int
+) -> dict[str, Any]:
     """How estimates and exact effects of verified cells go together.
 
     Args:
         rows: Each with ``estimate``, ``exact`` and ``kind``.
         rng: Draws the bootstrap over cells.
+        cells: How many cells there are in all.
 
     Returns:
         ``n``, ``spearman`` with ``spearman_ci``, the same of the random cells alone under
         ``random``, ``sign_agreement`` (share of the cells whose estimate and exact effect have
         the same sign), ``ratio`` (slope through zero of the estimates on the exact effects),
-        ``largest_error`` and ``misses``: numbers of the rows that are farthest off, worst first.
+        ``complete`` (whether these are all the cells), ``largest_difference`` (estimate - exact
+        of the cell that is farthest off, with its sign) and ``misses``: numbers of the rows that
+        are farthest off, worst first.
     """
     random = [row for row in rows if row["kind"] == "random"]
     found = _agreement(rows, rng) | {"random": _agreement(random, rng)}
-    off = np.array([abs(row["estimate"] - row["exact"]) for row in rows])
-    order = np.argsort(-np.nan_to_num(off, nan=-1.0), kind="stable")[:_MISSES]
+    off = np.array([row["estimate"] - row["exact"] for row in rows], dtype=np.float64)
+    order = np.argsort(-np.nan_to_num(np.abs(off), nan=-1.0), kind="stable")[:_MISSES]
     return found | {
-        "largest_error": float(np.nanmax(off)) if len(off) else None,
+        "complete": len(rows) >= cells and bool(np.isfinite(off).all()),
+        "largest_difference": float(off[order[0]]) if len(off) else None,
         "misses": [int(i) for i in order],
     }
 
@@ -88,8 +96,8 @@ def spearman(x: Numbers, y: Numbers) -> float:
 
 
 def spearman_interval(x: Numbers, y: Numbers, rng: np.random.Generator) -> list[float] | None:
-    """The 95 % percentile bootstrap interval over cells; None where there is no correlation."""
-    if math.isnan(spearman(x, y)):
+    """The 95 % percentile bootstrap interval over cells; None for few cells or a constant."""
+    if len(x) < LEAST_FOR_INTERVAL or math.isnan(spearman(x, y)):
         return None
     drawn = rng.integers(len(x), size=(_RESAMPLES, len(x)))
     values = _rows(x[drawn], y[drawn])
