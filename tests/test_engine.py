@@ -251,6 +251,24 @@ def test_a_donor_that_was_read_late_serves_no_recipient_that_reads_earlier(stori
     assert off(late.logits, full.logits) <= 1e-5
 
 
+def test_a_hybrid_keeps_a_site_where_its_layers_have_it():
+    for name in ("qwen3_next", "recurrent_gemma"):
+        network = tiny(name).network
+        ids = tokens(1, 9, vocab=30)
+        for site in ("z", "attn_out"):
+            has = [i for i, b in enumerate(network.anatomy.blocks) if site not in b.missing]
+            own = engine.clean(network, ids, read=[8], site=site)
+            assert 0 < len(has) < len(network.layers)
+            assert sorted(own.sites[site]) == has
+            edit = Edit(site, has[0], 0.0, positions=[4])
+            [answer] = engine.run(network, own, [Row((edit,))])
+            assert (
+                off(answer.logits, forward(network, ids, edits=[edit], read=[8]).logits[0]) <= 1e-5
+            )
+            with pytest.raises(ModelError, match=f"{site} cannot be captured"):
+                engine.run(network, own, [Row((Edit(site, min({*range(4)} - {*has}), 0.0),))])
+
+
 def test_patch_of_the_embedding_is_the_donors_text_through_the_recipient(stories):
     """With one model's embedding of another text, the recipient answers that text."""
     chat = stories[1]

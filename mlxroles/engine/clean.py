@@ -8,7 +8,7 @@ import numpy as np
 
 from mlxroles.anatomy import residual_place
 from mlxroles.backend import mx
-from mlxroles.edits import Edit, onto, selected
+from mlxroles.edits import SITES, Edit, onto, selected
 from mlxroles.engine import counting
 from mlxroles.engine.drive import Drive
 from mlxroles.engine.rows import LATE, Shape, clean_calls
@@ -159,7 +159,7 @@ def clean(
         network: The model's network.
         tokens: [prompt, position].
         read: Positions of which logits are kept.
-        site: Sites whose arrays are kept.
+        site: Sites whose arrays are kept; of a layer that lacks one nothing is kept.
         layers: Layers at which they are kept, and at which rows may join; None for all.
         recipient: Whether rows will run from it, so that streams, keys and values are kept.
         late: Keep arrays of the last layer from the first position read on only, so that the
@@ -223,10 +223,11 @@ def _whole(
 
 
 class _CleanRun(Drive):
-    """The forward of a clean run; layers without attention keep no attention sites."""
+    """The forward of a clean run; a layer that lacks a site keeps nothing of it."""
 
     def _available(self, layer: int, *, named: bool) -> tuple[str, ...]:
-        return super()._available(layer, named=False)
+        missing = self.network.block(layer).missing
+        return tuple(site for site in self.asked.keep if site in SITES and site not in missing)
 
     def __init__(
         self,
