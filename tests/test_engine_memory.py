@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlx_lm.models import gemma2, llama, qwen3_moe
+from mlx_lm.models import gemma2, gpt_oss, llama, phi3, qwen3_moe
 
 from mlxroles import engine
 from mlxroles.anatomy import examine
@@ -39,7 +39,21 @@ MOE = {
     "max_position_embeddings": 4096,
     "norm_topk_prob": True,
 }
-MODULES = {"llama": llama, "gemma2": gemma2, "qwen3_moe": qwen3_moe}
+WINDOWED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 16}
+SINKS = WINDOWED | {
+    "num_hidden_layers": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 96,
+    "rope_scaling": None,
+}
+MODULES = {
+    "llama": llama,
+    "gemma2": gemma2,
+    "gpt_oss": gpt_oss,
+    "phi3": phi3,
+    "qwen3_moe": qwen3_moe,
+}
 
 
 def network(kind="llama", *, dtype=mx.float32, bits=None, **changes):
@@ -82,6 +96,14 @@ SHAPES = {
     "bfloat16": ({"dtype": mx.bfloat16, "hidden_size": 128}, (16, 64, 0), 1),
     "softmax by hand": ({"kind": "gemma2"}, (4, 256, 0), 1),
     "experts": ({"kind": "qwen3_moe"}, (16, 64, 0), 1),
+    "scores wider than all else": (
+        {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 8},
+        (2, 640, 0),
+        1,
+    ),
+    "windowed layers": (WINDOWED | {"num_hidden_layers": 4}, (4, 256, 0), 1),
+    "attention sinks": ({"kind": "gpt_oss"} | SINKS, (6, 192, 0), 1),
+    "matrices in one": ({"kind": "phi3", "num_key_value_heads": 4}, (8, 160, 0), 1),
 }
 
 

@@ -16,7 +16,7 @@ LONG_RUN = 5.0
 """Seconds, of those that ratios are made of, from which a work is not run again to warm up."""
 FEWEST, MOST = 3, 15
 """Runs of a short work, and plain forwards around a long one."""
-PATIENCE = 3.0
+PATIENCE = 7.0
 """Seconds for which a short work is repeated, at least ``FEWEST`` times."""
 
 

@@ -30,7 +30,7 @@ STREAM = {4: 7, 2: 15}
 half precision compute in float32."""
 QUERIES = {4: 6, 2: 8}
 """The same for arrays as wide as all queries: rotations compute in float32 too."""
-KEYS, KEYS_OF_BLOCKS = 5, 2
+KEYS, KEYS_OF_BLOCKS = 5, 3
 """The same for all keys of a layer, and where attention runs by blocks of queries: those take
 so many operations that not all of what comes before them is still there."""
 SINKS = 3
@@ -42,6 +42,7 @@ _FAILURES = re.compile(
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmgt]?i?b)\s*", re.IGNORECASE)
+_IN_ONE = ("qkv_proj", "gate_up_proj", "query_key_value", "c_attn")
 _WINDOWS = ("sliding_window", "window_size")
 _TOP_K = ("top_k", "num_experts_per_tok", "num_selected_experts", "moe_top_k")
 
@@ -113,12 +114,19 @@ def _window(module: nn.Module) -> int | None:
 
 
 def _outputs(layer: nn.Module) -> int:
-    """Outputs per token of all matrices of a block; of experts, of those that a token meets."""
-    parts = [part for _, part in layer.named_modules()]
-    chosen = [getattr(part, name) for part in parts for name in _TOP_K if hasattr(part, name)]
+    """Outputs per token of all matrices of a block; of experts, of those that a token meets.
+
+    What several matrices in one give out is cut into copies, and counts twice.
+    """
+    parts = layer.named_modules()
+    chosen = [getattr(part, name) for _, part in parts for name in _TOP_K if hasattr(part, name)]
     top_k = next((n for n in chosen if isinstance(n, int)), 1)
-    weights = [part["weight"] for part in parts if "weight" in part]
-    return sum(w.shape[-2] * (top_k if w.ndim > 2 else 1) for w in weights if w.ndim > 1)
+    weights = [(path, part["weight"]) for path, part in parts if "weight" in part]
+    return sum(
+        w.shape[-2] * (top_k if w.ndim > 2 else 1) * (2 if path.endswith(_IN_ONE) else 1)
+        for path, w in weights
+        if w.ndim > 1
+    )
 
 
 def sizes_of_config(config: Mapping[str, Any], weights: int, n_layers: int) -> Sizes:
