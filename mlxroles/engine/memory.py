@@ -1,7 +1,7 @@
 """How much memory a batch takes: predicted from sizes alone, so that its rows fit before they run.
 
 The peak of a batch is weights + clean states + rows * (what a row has in memory at its widest).
-On a CPU MLX allocates about fifty operations ahead of the thread that computes, so that a row's
+On a CPU MLX allocates many operations ahead of the thread that computes, so that a row's
 widest moment is not its largest array but about all that one block makes, at any depth. The
 coefficients below were measured with ``mx.get_peak_memory``, sizes varied one by one; a GPU, whose
 kernels for norms and rotations make no arrays on the way, stays below the prediction.
