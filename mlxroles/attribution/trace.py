@@ -19,7 +19,7 @@ from mlxroles.errors import ModelError
 from mlxroles.forward import Network, Start
 from mlxroles.forward.job import WHOLE_HEAD, Asked, Job, at
 from mlxroles.forward.run import check_read, check_tokens
-from mlxroles.taps import AttentionCall, Frame, Tap, real_class
+from mlxroles.taps import AttentionCall, Frame, real_class
 
 Key = tuple[str, int]
 """A site of a layer."""
@@ -74,24 +74,14 @@ class Trace(Job):
         self.seen: dict[Key, mx.array] = {}
         """Arrays at the watched sites, before anything is added."""
         self.calls: dict[int, AttentionCall] = {}
-        """Calls of the kernel in the layers of which an attention site is watched."""
+        """Calls of the kernel in the layers of which queries or keys are watched."""
         self.scores: dict[int, mx.array] = {}
         """Scores [batch, head, query, key] of such layers that take their softmax by hand."""
 
     def run(self, tokens: mx.array) -> mx.array:
         """Logits [batch, n_read, vocab], not evaluated."""
-        network, attends = self.network, self.wants_attention()
-        direct = attends and network.anatomy.direct
-        tap = Tap(
-            network.layers,
-            namespaces=network.namespaces if attends else (),
-            layer=self.layer,
-            modules=self.module_hooks(),
-            attention=self.attention if attends else None,
-            softmax=self.softmax if direct else None,
-            direct=direct,
-        )
-        with tap:
+        network = self.network
+        with self.tap():
             out = stream(network.module(tokens))
         read = self.asked.read
         return at(out, read) if read is not None and network.architecture in WHOLE_HEAD else out
@@ -120,8 +110,10 @@ class Trace(Job):
         return array + extra.astype(array.dtype)
 
     def attention(self, call: AttentionCall) -> mx.array:
-        """The z of one attention call; the call is noted."""
-        self.calls[call.frame.layer] = call
+        """The z of one attention call, which is noted where queries or keys are watched."""
+        i = call.frame.layer
+        if {("q", i), ("k", i)} & {*self.watched}:
+            self.calls[i] = call
         return super().attention(call)
 
     def _weights(self, i: int, call: AttentionCall) -> mx.array | None:
@@ -154,6 +146,14 @@ class Gradients:
     """d metric / d site in the site's layout, float32."""
     trace: Trace
     """The run's arrays at the sites."""
+
+    def drop(self, layer: int) -> None:
+        """Lets go of what is held of a layer."""
+        for held in (self.slope, self.trace.seen):
+            for key in [key for key in held if key[1] == layer]:
+                del held[key]
+        self.trace.calls.pop(layer, None)
+        self.trace.scores.pop(layer, None)
 
 
 @dataclass(frozen=True, eq=False)

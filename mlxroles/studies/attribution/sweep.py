@@ -34,6 +34,8 @@ from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, memory
 from mlxroles.text import format_bytes, safe_text
 from mlxroles.versions import now, versions
 
+HELD = 4
+"""Times the attention weights of a run that their gradients need, measured."""
 MOST_PATTERNS = 0.2
 """Share of the memory that attention patterns may take without being asked for by name."""
 
@@ -138,16 +140,18 @@ class AttributionSweep:
         return found
 
     def _without_large_patterns(self, grid: AttributionGrid) -> AttributionGrid:
-        """The grid without attention patterns where they would fill the memory."""
-        without = replace(grid, sites=tuple(site for site in grid.sites if site != "pattern"))
-        size = 3 * (state_bytes(self.subject, grid) - state_bytes(self.subject, without))
-        if size <= MOST_PATTERNS * memory_limit():
+        """The grid without what needs attention patterns, where they would fill the memory."""
+        costly = ("q", "k", "pattern")
+        longest = max(prompt.n_tokens for prompt in grid.prompts)
+        heads = self.subject.n_layers * attention_heads(self.subject)
+        size = HELD * 4 * heads * longest**2
+        if size <= MOST_PATTERNS * (self.options.memory or memory_limit()):
             return grid
         self.subject.notes.append(
-            f"pattern is left out: the attention of prompts this long would take "
-            f"{format_bytes(size)}; ask for it with --site pattern"
+            f"q, k and pattern are left out: the attention of prompts this long would take "
+            f"{format_bytes(size)}; ask for one of them with --site"
         )
-        return without
+        return replace(grid, sites=tuple(site for site in grid.sites if site not in costly))
 
     @property
     def title(self) -> str:
