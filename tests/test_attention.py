@@ -230,7 +230,7 @@ def test_entropy_over_many_keys_does_not_gather_rounding():
     s = (np.array(q, np.float64)[0, :, 0] @ np.array(k, np.float64)[0, 0].T).astype(np.float64)
     p = np.exp(s) / np.exp(s).sum(axis=-1, keepdims=True)
     got = np.array(attn.summaries_of_call(c, ["entropy"])["entropy"])[0, :, 0]
-    assert np.abs(got + (p * np.log(p)).sum(axis=-1)).max() <= 1e-5
+    assert np.abs(got + (p * np.log(p)).sum(axis=-1)).max() <= 2e-5  # of 10.8 nats
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min, -65504.0])

@@ -1,6 +1,7 @@
 """`mlxroles bench`: what the sweep engine costs on this machine, beside plain loops."""
 
 import os
+import sys
 from pathlib import PurePath
 from typing import Any
 
@@ -47,7 +48,8 @@ def command(**given: Any) -> int:
       mlxroles bench --model DIR --donor DIR --work W1,W4
     """  # noqa: D301
     # CPU seconds are what is measured, and a BLAS of several threads spends them waiting.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "mlxroles.backend" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mlxroles.bench import bench, parse_works
     from mlxroles.models.load import load
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlxroles import attention as attn
 from mlxroles.anatomy import Block, four_axes, residual_place, stream
-from mlxroles.backend import mx, nn
+from mlxroles.backend import mx, nn, on_gpu
 from mlxroles.edits import ATTENTION_SITES, DERIVED, SITES, Edit, apply
 from mlxroles.errors import ModelError
 from mlxroles.forward.network import Network, Start
@@ -15,6 +15,9 @@ from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall, Tap
 # Files whose final norm or head mix positions or copies, so that a cropped stream would be wrong.
 WHOLE_HEAD = {"kimi_k3", "deepseek_v41", "gemma3n", "nanbeige"}
 
+
+LARGE = 1 << 19
+"""Bytes of a stream from which a CPU had better finish a layer before it begins the next."""
 
 UNSETTLED = 1 << 26
 """Bytes of score matrices that may be handed out before what is kept of them is evaluated."""
@@ -155,7 +158,13 @@ class Job:
         return self._leave(i, after, out, call.kwargs)
 
     def _settle(self, i: int, after: mx.array) -> None:
-        """Bounds memory: T x T matrices of earlier layers are gone before more are built."""
+        """Bounds memory: T x T matrices of earlier layers are gone before more are built.
+
+        On a CPU streams that are kept are finished layer by layer where they are large, so that
+        the next layer works in memory that this one has left (a fifth less at 512 tokens).
+        """
+        if self.keeps.get(i) and i < self.last and after.nbytes >= LARGE and not on_gpu():
+            mx.async_eval(after)
         if not {"pattern", *attn.SUMMARIES} & set(self.keeps.get(i, ())):
             return
         rows, length = after.shape[:2]
