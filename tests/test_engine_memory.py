@@ -211,7 +211,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not kept to elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: RLIMIT_AS is kept to on Linux")
 def test_an_allocation_that_really_fails_is_recognised():
     done = subprocess.run(
         [sys.executable, "-c", STARVED],
