@@ -140,6 +140,14 @@ def test_a_raw_prompt_with_token_ids_writes_where_out_says(call, models, tmp_pat
         assert stored == pytest.approx(doc["base_to_instruct"]["2"]["tool_call_prob"], rel=1e-6)
 
 
+def test_a_run_that_cannot_keep_within_its_memory_says_so(call, models):
+    command = ["patch", *pair(models), "--prompt-ids", "1,2,3", "--token-ids", "508", "--dry-run"]
+    _, out, _ = call(*command, "--memory", "100kB")
+    assert "more than the 100 kB that it may take" in out
+    _, out, _ = call(*command, "--memory", "1GB")
+    assert "may take" not in out
+
+
 def test_prompts_of_ids_may_be_given_several_times(call, models):
     ids = ["--prompt-ids", "1,2,3", "--prompt-ids", "4,5"]
     command = ["patch", *pair(models), *ids, "--token-ids", "508", "--dry-run", "--json"]

@@ -215,6 +215,8 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
         f"memory        about {format_bytes(plan['memory_bytes'])} at the peak "
         f"(--resident {plan['resident_models']})"
     )
+    if plan["over_memory"]:
+        click.echo(f"              {plan['over_memory']}")
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
     return 0
 

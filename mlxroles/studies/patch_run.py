@@ -21,6 +21,7 @@ from mlxroles.runner import Result
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.patch import DIRECTIONS, PatchGrid
 from mlxroles.studies.subject import Subject, text_config
+from mlxroles.text import format_bytes
 
 STATE_BYTES = 2 << 30
 """States of prompts that may be held at once; beyond it prompts go in groups."""
@@ -165,6 +166,16 @@ class PatchWork:
             found = {"rows": len(batch.rows), "length": shape.length, "read": len(shape.read)}
             peak = max(peak, memory.predict(self._sizes, **found, known=known))
         return peak
+
+    def over_memory(self) -> str | None:
+        """What to say where even the smallest batches take more than they may."""
+        needed = self.peak_bytes()
+        if needed <= self.memory:
+            return None
+        return (
+            f"{format_bytes(needed)} is more than the {format_bytes(self.memory)} that it may take,"
+            " with one row at a time"
+        )
 
     def shape(self, p: int) -> Shape:
         """What the patched runs of a prompt have in common."""

@@ -135,6 +135,7 @@ class PatchSweep:
             "resident_models": self.subject.resident,
             "weights_bytes": weights,
             "memory_bytes": work.peak_bytes(),
+            "over_memory": work.over_memory(),
             "disk_bytes": 4096 * len(self.cells),
         }
 
@@ -158,6 +159,8 @@ class PatchSweep:
                 most=self.options.memory,
             )
             notes = self.subject.notes
+            over = work.over_memory()
+            notes += [] if over is None else [over]
             for shortcut, why in work.forbidden.items():
                 notes.append(f"cannot {shortcut}: {why}; the numbers are the same, it takes longer")
             finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)
