@@ -5,6 +5,7 @@
     ├── PairError            1   a pair or catalogue entry that is unknown or does not fit together
     ├── PromptError          1   a prompt, prompt file or token id that cannot be used
     ├── ModelError           1   a model folder that cannot be loaded, trusted or captured
+    ├── RanksError           1   a process that holds a part of a model cannot go on
     └── StoreError           1   a run folder or result file that cannot be read or written
         ├── LockedError      4   another process writes this run
         └── IntegrityError   5   what is on disk is not what was written
@@ -34,6 +35,10 @@ class PromptError(MlxrolesError):
 
 class ModelError(MlxrolesError):
     """A model cannot be loaded, captured or trusted."""
+
+
+class RanksError(MlxrolesError):
+    """The processes that hold one model together cannot go on."""
 
 
 class StoreError(MlxrolesError):

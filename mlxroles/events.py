@@ -26,6 +26,12 @@ class RunStarted:
     folder: str
     cells: Sequence[Cell]
     done: int
+    view: Mapping[str, Any] = field(default_factory=dict)
+    """What a display needs to know beside the cells: kind, layers, directions, headline ..."""
+    rank: int = 0
+    """Of the machine, where several work on one run."""
+    estimate: Mapping[str, Any] | None = None
+    """Seconds that the whole plan was thought to take: likely, low, high."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class Stage:
     """The run enters a phase that no cell measures, such as loading a model."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class BatchStarted:
+    """These cells are computed together from now on."""
+
+    cells: Sequence[Cell]
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,44 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Vitals:
+    """What the process takes and has done so far, every few seconds."""
+
+    active: int
+    """Bytes that MLX holds."""
+    peak: int
+    limit: int | None
+    """Bytes that it should take at most."""
+    free: int | None
+    """Bytes that the system has left."""
+    layer_calls: float
+    """Layers run since the process began, one whole prompt counting as 1."""
+    tokens: int
+    """Tokens run through a model since the process began."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """A process ended in the middle of these cells, by itself or killed by the system."""
+
+    cells: Sequence[str]
+    """Ids of the cells."""
+    cause: str
+
+
+@dataclass(frozen=True)
+class Slept:
+    """The machine was asleep."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunFinished:
-    """The run is over. ``failed`` cells are recorded as such; ``interrupted`` names a signal."""
+    """The run is over. ``failed`` cells are recorded as such.
+
+    ``interrupted`` names the signal that ended it early, or is :data:`DEADLINE`.
+    """
 
     done: int
     failed: int
@@ -73,5 +122,19 @@ class RunFinished:
     interrupted: str | None = None
 
 
-Event = RunStarted | Stage | CellDone | CellFailed | Note | RunFinished
+DEADLINE = "deadline"
+"""Why a run ended early whose time was limited beforehand."""
+
+Event = (
+    RunStarted
+    | Stage
+    | BatchStarted
+    | CellDone
+    | CellFailed
+    | Note
+    | Vitals
+    | Died
+    | Slept
+    | RunFinished
+)
 Emit = Callable[[Event], None]

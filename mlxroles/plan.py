@@ -19,6 +19,9 @@ from mlxroles.text import safe_text, slug
 PLAN_VERSION = 1
 """Part of every run id: raised when cells with the same coordinates would hold other numbers."""
 
+MAY_DIFFER = ("computed_by.mlx", "computed_by.mlx-lm")
+"""Fields of an identity in which two processes of one run may differ: not part of its id."""
+
 _ITEM = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _NAMED = ("direction", "model", "site", "head", "layer", "position", "prompt")
 
@@ -33,9 +36,15 @@ def run_id(identity: Mapping[str, object]) -> str:
 
     Args:
         identity: everything that changes numbers, as plain JSON data. The order of its keys does
-            not matter, and a tuple is the same as a list.
+            not matter, and a tuple is the same as a list. Fields of :data:`MAY_DIFFER` do not
+            count.
     """
-    text = canonical_json({"plan_version": PLAN_VERSION, "identity": dict(identity)})
+    counted = dict(identity)
+    for group, name in (field.split(".") for field in MAY_DIFFER):
+        inner = counted.get(group)
+        if isinstance(inner, Mapping):
+            counted[group] = {key: value for key, value in inner.items() if key != name}
+    text = canonical_json({"plan_version": PLAN_VERSION, "identity": counted})
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
 
 

@@ -96,6 +96,16 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
 
 
+def file_facts(folder: Path) -> list[list[Any]]:
+    """Name, size and time of every file of a model that says what it computes.
+
+    What has the same facts has not been changed, as far as anybody can say without reading it.
+    """
+    named = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]
+    facts = [(path.name, path.stat()) for path in sorted(named) if path.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's ``config.json``.
 

@@ -90,3 +90,23 @@ def call(capsys):
         return status, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    """Starts commands as processes that begin at once."""
+    from zygote import Zygote
+
+    with Zygote() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def tiny_run(zygote, tmp_path_factory):
+    """The folder of an undisturbed `mlxroles patch --pair tiny`, without figures."""
+    from zygote import NO_FIGURES, PATCH
+
+    cwd = tmp_path_factory.mktemp("whole")
+    status, _, err = zygote.run(*PATCH, "--out", "run", cwd=cwd, code=NO_FIGURES)
+    assert status == 0, err
+    return cwd / "run"

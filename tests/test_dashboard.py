@@ -9,11 +9,15 @@ import pytest
 from rich.console import Console
 
 from mlxroles import documents
-from mlxroles.dashboard import final_table, probe_table, svg, watch
+from mlxroles.dashboard import final_table, probe_table, run_view, svg, watch
 from mlxroles.dashboard.bars import Mark, bar
+from mlxroles.dashboard.curves import grouped
+from mlxroles.dashboard.facts import Memory
+from mlxroles.dashboard.layout import Look
 from mlxroles.dashboard.plain import PlainLines
 from mlxroles.dashboard.progress import Progress, Row, from_document
-from mlxroles.dashboard.screen import FINAL_ROWS, Memory, grouped, lines
+from mlxroles.dashboard.screen import FINAL_ROWS
+from mlxroles.dashboard.state import RunState
 from mlxroles.dashboard.watch import resolve
 from mlxroles.events import Cell, CellDone, CellFailed, Note, RunFinished, RunStarted, Stage
 
@@ -62,7 +66,8 @@ def fold(view, *events):
 
 
 def screen(view, width=80, height=24, memory=None):
-    return "\n".join(line.plain for line in lines(view, width=width, height=height, memory=memory))
+    shown = run_view.lines(RunState(view), Look(width, height), memory)
+    return "\n".join(line.plain for line in shown)
 
 
 def printed(renderable, width=80):
@@ -94,15 +99,18 @@ def test_of_several_heads_the_one_farthest_from_the_baseline_is_shown():
     assert view.shown(Row("instruct_to_base", 1)).value == 0.1
 
 
-def test_the_remaining_time_follows_the_median_of_new_cells():
+def test_the_remaining_time_counts_the_layers_still_to_run_and_passes_over_a_nap():
     clock = Clock()
-    view = fold(progress(clock=clock), started(10))
+    view = progress(clock=clock)
+    plan = [landed("instruct_to_base", layer, 0.1).cell for layer in range(6)]
+    fold(view, RunStarted("Tiny", "runs/x", plan, 0))
     assert view.remaining_seconds is None
-    for layer, seconds in enumerate((2.0, 2.0, 500.0)):
+    for layer, seconds in enumerate((3.0, 2.5, 500.0)):  # 6, 5 and 4 layers still to run
         clock.now += seconds
         view.fold(landed("instruct_to_base", layer, 0.1, seconds=seconds))
-    assert view.remaining_seconds == 14.0
-    assert view.elapsed == 504.0
+    assert view.remaining_seconds == pytest.approx(0.5 * (3 + 2 + 1))
+    assert view.remaining.low < 3 < view.remaining.high
+    assert view.elapsed == 505.5
     view.fold(RunFinished(3, 0, 7.0))
     assert view.elapsed == 7.0
 
@@ -117,7 +125,7 @@ def test_stored_cells_do_not_enter_speed_or_time():
 
 RUNNING = """\
 Tiny · notepad · resid_post
-━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  8/9  89%  ETA 1.0 s
+━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  8/9  89%  ETA 2.0 s
 ▸ loading base  ·  71 tokens/s  ·  memory ■■■■■■■■ 9.00 GB of 36.0 GB
 
 layer  instruct → base           ┃ 0.004    base → instruct           ┃ 0.930
@@ -175,7 +183,8 @@ def test_every_size_of_terminal_holds_the_screen(count):
     view = fold(progress(range(count)), *patch_docs.event_stream(doc, trouble=True))
     for width in (20, 21, 33, 43, 44, 45, 80, 119, 200):
         for height in (5, 12, 24, FINAL_ROWS):
-            shown = lines(view, width=width, height=height, memory=Memory(1e9, 2e9, 3e9))
+            memory = Memory(1e9, 2e9, 3e9)
+            shown = run_view.lines(RunState(view), Look(width, height), memory)
             assert len(shown) <= height
             assert all(line.cell_len <= width for line in shown)
             assert all(line.plain.isprintable() for line in shown)
@@ -235,13 +244,13 @@ def test_later_marks_cover_earlier_ones_and_nan_marks_nothing():
 PLAIN = """\
 Tiny (6 layers) · notepad0 · resid_post: 10 cells, 2 stored earlier in results/patch/0123abcd
 loading base
-[ 3/10]  instruct_to_base/resid_post/L00/all  P 0.004 (+1e-04)  1,248 tokens/s  ETA 1.8 s
+[ 3/10]  instruct_to_base/resid_post/L00/all  P 0.004 (+1e-04)  1,248 tokens/s  ETA 1.6 s
 [ 4/10]  instruct_to_base/resid_post/L01/all  P 0.429 (+0.425)  1,248 tokens/s  ETA 1.5 s
 [ 5/10]  base_to_instruct/resid_post/L00/all  P 0.928 (-0.002)  1,248 tokens/s  ETA 1.2 s
 failed base_to_instruct/resid_post/L01/all: out of memory: 1.2 GB wanted [/b]\\nrow 2
-[ 7/10]  instruct_to_base/resid_post/L00/random  P nan  1,248 tokens/s  ETA 0.75 s
-[ 8/10]  instruct_to_base/resid_post/L01/random  P 0.007 (+0.003)  1,248 tokens/s  ETA 0.50 s
-[ 9/10]  base_to_instruct/resid_post/L00/random  P 0.930 (-3e-04)  1,248 tokens/s  ETA 0.25 s
+[ 7/10]  instruct_to_base/resid_post/L00/random  P nan  1,248 tokens/s  ETA 0.91 s
+[ 8/10]  instruct_to_base/resid_post/L01/random  P 0.007 (+0.003)  1,248 tokens/s  ETA 0.71 s
+[ 9/10]  base_to_instruct/resid_post/L00/random  P 0.930 (-3e-04)  1,248 tokens/s  ETA 0.44 s
 [10/10]  base_to_instruct/resid_post/L01/random  P 0.876 (-0.054)  1,248 tokens/s
 the cache limit is low: runs may be slow
 finished: 9 cells in 2.5 s, 1 failed"""
@@ -444,7 +453,7 @@ def test_a_run_without_a_finished_layer_still_has_a_table_a_screen_and_a_picture
     doc = patch_docs.patch_doc(2) | {"instruct_to_base": {}, "base_to_instruct": {}, "controls": {}}
     assert printed(final_table(doc)).strip().startswith("◆ largest effect")
     svg(doc, tmp_path / "a.svg")
-    assert screen(progress([])).splitlines()[0] == "patching"
+    assert screen(progress([])).splitlines()[0] == "preparing"
     view = fold(running(), RunFinished(5, 1, 3.0), Stage("drawing figures"))
     assert "drawing" not in screen(view)
     assert "memory 1.00 GB  ·  peak 2.00 GB" in screen(view, memory=Memory(1e9, 2e9, None))

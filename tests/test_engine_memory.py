@@ -1,6 +1,5 @@
 """The memory model of the engine: predictions against peaks, limits, and what running out means."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlxroles.edits import Edit
 from mlxroles.engine import memory
 from mlxroles.errors import SpecError
 from mlxroles.forward import Network
+from mlxroles.machine import memory as machine
 
 CONFIG = {
     "hidden_size": 256,
@@ -158,7 +158,7 @@ def test_at_least_one_row_runs():
 
 
 def test_a_limit_is_an_amount_or_a_share():
-    whole = device_memory().limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = device_memory().limit or machine.total()
     assert memory.limit() == int(memory.SHARE * whole)
     assert memory.limit("50%") == whole // 2
     assert memory.limit("12GB") == 12 * 10**9

@@ -341,7 +341,7 @@ def stored(folder):
 
 
 def without_times(doc):
-    skipped = ("time_s", "timestamp", "run", "figures")
+    skipped = ("time_s", "timestamp", "run", "figures", "estimate")
     if isinstance(doc, dict):
         return {k: without_times(v) for k, v in doc.items() if k not in skipped}
     return [without_times(v) for v in doc] if isinstance(doc, list) else doc

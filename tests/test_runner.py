@@ -4,15 +4,31 @@ import errno
 import os
 import signal
 import threading
+import time
 from typing import NamedTuple
 
 import pytest
 
 from mlxroles import runner
 from mlxroles.errors import PromptError, StoreError
-from mlxroles.events import Cell, CellDone, CellFailed, Note, RunStarted, Stage
-from mlxroles.runner import Result, run
+from mlxroles.events import (
+    DEADLINE,
+    Cell,
+    CellDone,
+    CellFailed,
+    Died,
+    Note,
+    RunFinished,
+    RunStarted,
+    Stage,
+    Vitals,
+)
+from mlxroles.runner import Result, pulse, run
+from mlxroles.runner.deaths import sorted_out, suspects
+from mlxroles.runner.noted import Noted
 from mlxroles.store.folder import RunFolder
+from mlxroles.store.history import History, read_history
+from mlxroles.supervision import Supervision
 
 
 class Batch(NamedTuple):
@@ -284,7 +300,7 @@ def test_what_was_computed_before_a_second_signal_is_stored_whatever_signals_fol
     tmp_path, monkeypatch
 ):
     closing = threading.Event()
-    real = runner._Writer.close
+    real = runner.Writer.close
 
     def close(writer):
         closing.set()
@@ -299,6 +315,162 @@ def test_what_was_computed_before_a_second_signal_is_stored_whatever_signals_fol
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(runner._Writer, "close", close)
+    monkeypatch.setattr(runner.Writer, "close", close)
     finished, _, records = go(OneGroup(before={8: interrupt}), tmp_path / "r", stored=stored)
     assert (finished.interrupted, finished.done, len(records)) == ("SIGINT", 8, 8)
+
+
+def test_a_signal_is_answered_at_once(tmp_path):
+    told = threading.Event()
+    events = []
+
+    def emit(event):
+        events.append(event)
+        if isinstance(event, Note) and "SIGTERM" in event.text:
+            told.set()
+
+    class Slow(OneGroup):
+        def compute(self, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told.wait(LONG)  # while the batch is still being computed
+            return super().compute(batch)
+
+    with RunFolder.open(
+        tmp_path, experiment="e", identity={"kind": "e"}, manifest={}, folder=tmp_path / "r"
+    ) as opened:
+        finished = run(Slow(), CELLS, opened, emit, title="t")
+    assert (finished.done, finished.interrupted) == (4, "SIGTERM")
+
+
+def test_vital_signs_are_told_while_nothing_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(pulse, "INTERVAL", 0.01)
+    seen = threading.Event()
+
+    def signs():
+        return Vitals(1, 2, 3, 4, 5.0, 0)
+
+    class Slow(OneGroup):
+        def compute(self, batch):
+            assert seen.wait(LONG)
+            return super().compute(batch)
+
+    events = []
+
+    def emit(event):
+        events.append(event)
+        if isinstance(event, Vitals):
+            seen.set()
+
+    with RunFolder.open(
+        tmp_path, experiment="e", identity={"kind": "e"}, manifest={}, folder=tmp_path / "r"
+    ) as opened:
+        run(Slow(), CELLS, opened, emit, title="t", signs=signs)
+    assert Vitals(1, 2, 3, 4, 5.0, 0) in events
+    kept = [line.event for line in read_history(tmp_path / "r")]
+    assert Vitals(1, 2, 3, 4, 5.0, 0) in kept
+    assert isinstance(kept[-1], RunFinished)
+
+
+class Levels(OneGroup):
+    """Every second batch shows the shape."""
+
+    class Batch(NamedTuple):
+        cells: tuple[Cell, ...]
+        group: int
+        level: int
+
+    def batches(self, pending):
+        return [
+            self.Batch(b.cells, 0, b.cells[0].coords["n"] // 4 % 2)
+            for b in super().batches(pending)
+        ]
+
+
+def wish(monkeypatch, **wishes):
+    for name, value in Supervision(**wishes).variables().items():
+        monkeypatch.setenv(name, value)
+
+
+def test_where_time_is_short_the_shape_comes_first(tmp_path, monkeypatch):
+    study = Levels()
+    go(study, tmp_path / "r")
+    assert study.computed == list(range(12))
+    wish(monkeypatch, until=time.time() + 600)
+    study = Levels()
+    go(study, tmp_path / "s")
+    assert study.computed == [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7]
+
+
+def test_a_first_pass_computes_the_shape_alone(tmp_path, monkeypatch):
+    wish(monkeypatch, until=time.time() + 600, coarse=True)
+    finished, _, records = go(Levels(), tmp_path / "r")
+    assert (finished.done, finished.interrupted) == (8, DEADLINE)
+    assert set(records) == {c.id for c in CELLS if c.coords["n"] // 4 % 2 == 0}
+    wish(monkeypatch)
+    finished, _, records = go(Levels(), tmp_path / "r")
+    assert (finished.done, finished.interrupted) == (12, None)
+
+
+def test_a_deadline_ends_a_run_between_two_batches(tmp_path, monkeypatch):
+    wish(monkeypatch, until=time.time() - 1)
+    finished, _, records = go(Numbers(), tmp_path / "r")
+    assert (finished.done, finished.interrupted, records) == (0, DEADLINE, {})
+
+
+def test_a_clock_that_is_set_moves_no_deadline(monkeypatch):
+    noted = Noted(until=time.time() + 600)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert noted.name is None
+
+
+def died(path, *cells, times=1):
+    for _ in range(times):
+        History(path).append(Died([f"c{n:02d}" for n in cells], "SIGABRT"))
+
+
+def test_what_processes_died_of_is_tried_again_then_alone_then_given_up(tmp_path):
+    place = tmp_path / "r"
+    place.mkdir()
+    died(place, 4, 5, 6, 7)
+    died(place, 9)
+    held = suspects(read_history(place))
+    assert sorted_out(CELLS, held) == (CELLS, [], [])
+    died(place, 4, 5, 6, 7)
+    died(place, 9)
+    held = suspects(read_history(place))
+    _, alone, given_up = sorted_out(CELLS, held)
+    assert [c.coords["n"] for c in alone] == [4, 5, 6, 7]
+    assert [c.coords["n"] for c in given_up] == [9]
+    died(place, 5)
+
+    class Alone(OneGroup):
+        def alone(self, cell):
+            self.by_themselves.append(cell.coords["n"])
+            return Batch((cell,), 0)
+
+    study = Alone()
+    study.by_themselves = []
+    finished, _, records = go(study, place)
+    assert study.by_themselves == [4, 6, 7]
+    assert (finished.done, finished.failed) == (10, 2)
+    assert records["c05"].error == "the process ended each time (SIGABRT)"
+    assert (records["c05"].attempt, records["c09"].attempt) == (3, 2)
+    # asked for once more, everything is tried again
+    finished, _, records = go(Alone(), place)
+    assert (finished.done, finished.failed) == (12, 0)
+
+
+def test_a_run_that_another_version_began_goes_on_and_says_so(tmp_path):
+    def open_with(version):
+        made = {"kind": "e", "computed_by": {"mlx": version, "mlx-lm": "1", "device": "cpu"}}
+        return RunFolder.open(tmp_path, experiment="e", identity=made, manifest={})
+
+    with open_with("0.32.2") as first:
+        first.record(CELLS[0], {"x": 1})
+    with open_with("0.33.0") as second:
+        assert second.path == first.path
+        assert second.done() == {"c00"}
+        assert any("begun with mlx" in text and "0.33.0" in text for text in second.notes)
+    with open_with("0.33.0") as third:
+        (drift,) = third.manifest["drift"]
+    assert (drift["field"], drift["was"], drift["now"]) == ("computed_by.mlx", "0.32.2", "0.33.0")

@@ -217,7 +217,7 @@ def test_drift_is_allowed_by_name_and_noted(tmp_path):
         assert [(one["field"], one["was"], one["now"]) for one in drift] == [
             ("models.base", "a", "A"),
             ("seed", 0, 1),
-        ] * 2
+        ]
         assert folder.manifest["identity"]["seed"] == 0
 
 

@@ -9,15 +9,18 @@ standard error and an exit status:
     5 integrity failure   130 interrupted   141 the reader of the output went away
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
 
 from mlxroles import __version__
 from mlxroles.errors import MlxrolesError
+from mlxroles.supervision import LeftToFirst, leave_unattended
 from mlxroles.text import did_you_mean, safe_text
 
 COMMANDS = {
@@ -28,15 +31,32 @@ COMMANDS = {
     "candidates": "Heads whose entropy tuning moved, beside what chance gives.",
     "correlate": "Whether families changed in the same layers.",
     "pipeline": "The whole role study of one or several families.",
+    "status": "How far runs are: a line for each, or everything about one.",
+    "watch": "The live view of a run or sweep that goes on elsewhere.",
+    "show": "What a run found, as its command printed it.",
+    "resume": "Go on with a run that was stopped.",
+    "verify": "Check stored runs against what was written.",
+    "diff": "What differs between two runs: question and numbers.",
+    "export": "A run as CSV, Parquet, JSON, safetensors or npz.",
     "report": "Make the report of a stored run again.",
     "capture": "Write the activations of prompts to HDF5.",
+    "run": "Run the experiment of a file.",
+    "sweep": "Run a queue of experiments through the night.",
+    "plan": "What experiment files would take: cells, time, memory, disk.",
     "bench": "Measure the sweep engine on this machine, beside plain loops.",
     "models": "Show, check and download models.",
+    "doctor": "Is this machine fit for long runs, and what to type if not.",
 }
 """Name and one line for every command; ``mlxroles.cli.<name>`` holds it as ``command``."""
 
+MODULES = {"run": "run_file"}
+"""The modules whose names differ from the command's: :func:`run` is what runs every command."""
+
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What writing the output to a file may end in, through no fault of ours."""
 
 
 class LazyGroup(click.Group):
@@ -50,7 +70,7 @@ class LazyGroup(click.Group):
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        return import_module(f"mlxroles.cli.{cmd_name}").command
+        return import_module(f"mlxroles.cli.{MODULES.get(cmd_name, cmd_name)}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -101,9 +121,12 @@ def run(args: Sequence[str] | None = None) -> int:
         # Not group.main(): it ends the process by itself when the reader of the output goes away.
         with group.make_context("mlxroles", arguments) as ctx:
             result = group.invoke(ctx)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before we began
+            sys.stdout.flush()
     except MlxrolesError as error:
         return _failed(error)
+    except LeftToFirst as error:
+        return 0 if error.finished.interrupted is None else INTERRUPTED
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -113,10 +136,31 @@ def run(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered would raise again when the interpreter closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return _unwritable(error)
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """What is still buffered would raise again when the interpreter closes the stream."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unwritable(error: OSError) -> int:
+    _drop_output()
+    what = "the output" if error.filename is None else safe_text(str(error.filename))
+    with suppress(OSError):  # the messages may go to the same full disk
+        click.echo(
+            f"error: {what} cannot be written ({error.strerror}): what is stored stays; free "
+            "space, then run the same command again",
+            err=True,
+        )
+    return 1
 
 
 def _failed(error: MlxrolesError) -> int:
@@ -130,4 +174,5 @@ def main() -> None:
     """Entry point of the ``mlxroles`` program."""
     if "_MLXROLES_COMPLETE" in os.environ:
         group.main(prog_name="mlxroles")  # a shell asks for completions; click answers and exits
+    leave_unattended()
     sys.exit(run())

@@ -5,10 +5,13 @@ from typing import Any
 
 import click
 
+from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import chosen_prompts, loading, model_options, prompt_options
 from mlxroles.cli.options import json_option, plain_option
-from mlxroles.cli.output import print_json
-from mlxroles.cli.results import drift_option, exit_status, place
+from mlxroles.cli.output import print_json, print_time
+from mlxroles.cli.results import drift_option, exit_status, place, say_time
+from mlxroles.cli.shared import shard_option
+from mlxroles.text import format_bytes
 
 
 @click.command("capture")
@@ -37,7 +40,9 @@ from mlxroles.cli.results import drift_option, exit_status, place
     help="The file to write.  [default: results/capture_<model>/<run id>/capture.h5]",
 )
 @click.option("--fresh", is_flag=True, help="Replace a file that is there already.")
+@click.option("--dry-run", is_flag=True, help="Show plan, cost, memory and disk; load no weights.")
 @model_options
+@shard_option
 @drift_option
 @plain_option
 @json_option
@@ -69,10 +74,27 @@ def command(**given: Any) -> int:
         layers=given["layers"],
         store=given["store"],
     )
+    if given["dry_run"]:
+        return show_plan(capture, _plan_lines, as_json=given["as_json"])
     with progress(plain=given["plain"]) as emit:
         doc, finished = capture.run(emit, place(given))
     if given["as_json"]:
         print_json(doc)
     elif doc["bytes"] is not None:
         click.echo(doc["file"])
+    say_time(doc)
     return exit_status(finished, given)
+
+
+def _plan_lines(plan: dict[str, Any]) -> None:
+    click.echo(plan["title"])
+    click.echo(f"run id        {plan['run_id']}")
+    click.echo(
+        f"runs          {len(plan['prompts'])} prompts in {plan['cells']} batches, "
+        f"{plan['tokens']} tokens"
+    )
+    click.echo(f"layer calls   {plan['layer_calls']}")
+    click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    click.echo(f"memory        about {format_bytes(plan['memory_bytes'])}")
+    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)

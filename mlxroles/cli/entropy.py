@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 import click
 
+from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import loading, model_options, two_model_options
 from mlxroles.cli.options import chosen_pair, no_arguments, run_options
-from mlxroles.cli.output import note, print_json
+from mlxroles.cli.output import note, print_json, print_time
 from mlxroles.cli.readings import chosen_analysis, reading_options
-from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
+from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.shared import shard_option
 from mlxroles.pairs import Pair
 from mlxroles.text import format_bytes, safe_text
 
@@ -63,6 +65,7 @@ def prompt_set_options(command: Command) -> Command:
 @reading_options
 @two_model_options
 @model_options
+@shard_option
 @drift_option
 @run_options
 @no_arguments
@@ -82,11 +85,7 @@ def command(**given: Any) -> int:
     """  # noqa: D301
     study = planned(_chosen_subject(given), given)
     if given["dry_run"]:
-        if given["as_json"]:
-            print_json(study.plan())
-        else:
-            show_plan(study.plan())
-        return 0
+        return show_plan(study, plan_lines, as_json=given["as_json"])
     doc, status = run_study(study, given)
     if given["as_json"]:
         print_json(doc)
@@ -152,10 +151,11 @@ def run_study(study: Any, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
             show(roles_table(doc), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    say_time(doc)
     return doc, exit_status(finished, given)
 
 
-def show_plan(plan: dict[str, Any]) -> None:
+def plan_lines(plan: dict[str, Any]) -> None:
     """Prints what a dry run has to show."""
     click.echo(plan["title"])
     click.echo(f"run id        {plan['run_id']}")
@@ -168,8 +168,10 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"tokens        {safe_text(category)}: {len(lengths)} prompts of {min(lengths)} to "
             f"{max(lengths)}, mean {mean:.2f}"
         )
+    click.echo(f"layer calls   {plan['layer_calls']}")
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)
     for text in plan["notes"]:
         note(text)
 

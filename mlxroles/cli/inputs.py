@@ -92,7 +92,8 @@ def loading(given: dict[str, Any]) -> dict[str, Any]:
     """What the options on loading said, as keywords for ``Subject``."""
     options = {name: given[name] for name in ("allow_window_mismatch", "trust_remote_code")}
     template = given.get("template")
-    return {"options": options} | ({"template": template} if template else {})
+    fields = {"options": options, "ranks": given.get("ranks")}
+    return fields | ({"template": template} if template else {})
 
 
 def chosen_prompts(given: dict[str, Any]) -> list[Any]:

@@ -49,6 +49,14 @@ def terminal_width() -> int | None:
     return console.width if console.is_terminal and not console.is_dumb_terminal else None
 
 
+def print_time(plan: Mapping[str, Any]) -> None:
+    """Prints how long a planned run should take."""
+    from mlxroles.timing import span
+
+    if plan.get("seconds"):
+        click.echo(f"time          {span(plan['seconds'])}")
+
+
 def note(text: str) -> None:
     """Prints a remark to standard error, away from the results."""
     click.echo(safe_text(text), err=True)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
     chosen_prompts,
     loading,
@@ -15,8 +16,9 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
-from mlxroles.cli.output import print_json
-from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
+from mlxroles.cli.output import print_json, print_time
+from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.shared import shard_option, unshared
 from mlxroles.errors import SpecError
 
 METRICS = (
@@ -113,6 +115,7 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
 )
 @two_model_options
 @model_options
+@shard_option
 @memory_option
 @drift_option
 @run_options
@@ -146,6 +149,7 @@ def command(context: click.Context, **given: Any) -> int:
     subject.resident = given["resident"] or fitting(subject)
     prompts = chosen_prompts(given) or load_prompts(DEFAULT_PROMPT)
     if is_estimated:
+        unshared(given, "--method attribution")
         from mlxroles.cli.patch_attribution import run_attribution
 
         return run_attribution(subject, prompts, given)
@@ -193,14 +197,11 @@ def _sweep(subject: Any, prompts: list[Any], given: dict[str, Any]) -> int:
     )
     sweep = PatchSweep(subject, prompts, options)
     if given["dry_run"]:
-        return _dry_run(sweep.plan(), as_json=given["as_json"])
+        return show_plan(sweep, _plan_lines, as_json=given["as_json"])
     return _run(sweep, given)
 
 
-def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print_json(plan)
-        return 0
+def _plan_lines(plan: dict[str, Any]) -> None:
     from mlxroles.text import format_bytes
 
     whole = plan["layer_calls_if_every_cell_ran_whole"]
@@ -218,7 +219,7 @@ def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
     if plan["over_memory"]:
         click.echo(f"              {plan['over_memory']}")
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
-    return 0
+    print_time(plan)
 
 
 def _run(sweep: Any, given: dict[str, Any]) -> int:
@@ -246,4 +247,5 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
         sentence = doc["summary"].get("sentence", "No layer was finished yet.")
         show(Text(sentence), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    say_time(doc)
     return exit_status(finished, given)

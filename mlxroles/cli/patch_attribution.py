@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.output import note, print_json
-from mlxroles.cli.results import exit_status, place, show, show_files
+from mlxroles.cli.dry_run import show_plan
+from mlxroles.cli.output import note, print_json, print_time
+from mlxroles.cli.results import exit_status, place, say_time, show, show_files
 from mlxroles.text import format_bytes, format_seconds
 
 
@@ -30,14 +31,13 @@ def run_attribution(subject: Any, prompts: Sequence[Any], given: dict[str, Any])
     )
     sweep = AttributionSweep(subject, prompts, options)
     if given["dry_run"]:
-        return _show_plan(sweep.plan(), subject.notes, as_json=given["as_json"])
+        return show_plan(
+            sweep, lambda plan: _plan_lines(plan, subject.notes), as_json=given["as_json"]
+        )
     return _run(sweep, given)
 
 
-def _show_plan(plan: dict[str, Any], notes: Sequence[str], *, as_json: bool) -> int:
-    if as_json:
-        print_json(plan)
-        return 0
+def _plan_lines(plan: dict[str, Any], notes: Sequence[str]) -> None:
     click.echo(plan["title"])
     click.echo(f"run id        {plan['run_id']}")
     click.echo(f"estimates     {plan['estimated_cells']} cells of {', '.join(plan['sites'])}")
@@ -61,9 +61,9 @@ def _show_plan(plan: dict[str, Any], notes: Sequence[str], *, as_json: bool) -> 
         f"(--resident {plan['resident_models']})"
     )
     click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)
     for text in notes:
         note(text)
-    return 0
 
 
 def _run(sweep: Any, given: dict[str, Any]) -> int:
@@ -84,4 +84,5 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
             show(attribution_tables(doc), plain=given["plain"])
         show(paragraphs([doc["summary"]["sentence"]]), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    say_time(doc)
     return exit_status(finished, given)

@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from mlxroles.cli.dry_run import taken
 from mlxroles.cli.entropy import (
     family_subject,
+    plan_lines,
     planned,
     prompt_set_options,
     run_study,
-    show_plan,
 )
 from mlxroles.cli.inputs import model_options, two_model_options
 from mlxroles.cli.options import json_option, no_arguments, plain_option, seed_option
@@ -58,13 +59,7 @@ def command(**given: Any) -> int:
         raise click.UsageError("name families with --family, or take all with --all")
     studies = [planned(family_subject(entry, given), given) for entry in _families(given)]
     if given["dry_run"]:
-        plans = [study.plan() for study in studies]
-        if given["as_json"]:
-            print_json({"schema": "mlxroles/plans/1", "families": plans})
-        else:
-            for plan in plans:
-                show_plan(plan)
-        return 0
+        return _show_plans(studies, as_json=given["as_json"])
     docs, failed = [], False
     for study in studies:
         try:
@@ -80,6 +75,18 @@ def command(**given: Any) -> int:
     whole = [doc for doc in docs if not doc["missing_cells"]]
     correlation = _correlation(whole, given) if len(whole) > 1 else None
     return _ended(docs, correlation, FAILED_CELLS if failed else 0, given)
+
+
+def _show_plans(studies: list[Any], *, as_json: bool) -> int:
+    if [study for study in studies if taken(study)]:
+        return 0
+    plans = [study.plan() for study in studies]
+    if as_json:
+        print_json({"schema": "mlxroles/plans/1", "families": plans})
+    else:
+        for plan in plans:
+            plan_lines(plan)
+    return 0
 
 
 def _families(given: dict[str, Any]) -> list[Pair]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
     chosen_prompts,
     loading,
@@ -13,8 +14,9 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
-from mlxroles.cli.output import print_json
-from mlxroles.cli.results import drift_option, exit_status, place, show, show_files
+from mlxroles.cli.output import print_json, print_time
+from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.shared import shard_option
 from mlxroles.text import format_bytes
 
 
@@ -27,6 +29,7 @@ from mlxroles.text import format_bytes
 @click.option("--system", metavar="TEXT", help="Also ask under this system message.")
 @two_model_options
 @model_options
+@shard_option
 @drift_option
 @run_options
 def command(**given: Any) -> int:
@@ -67,19 +70,18 @@ def command(**given: Any) -> int:
         seed=given["seed"],
     )
     if given["dry_run"]:
-        return _dry_run(probe.plan(), as_json=given["as_json"])
+        return show_plan(probe, _plan_lines, as_json=given["as_json"])
     return _run(probe, given)
 
 
-def _dry_run(plan: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print_json(plan)
-        return 0
+def _plan_lines(plan: dict[str, Any]) -> None:
     click.echo(plan["title"])
     click.echo(f"run id        {plan['run_id']}")
     click.echo(f"runs          {plan['cells']} of {len(plan['prompts'])} prompts and variants")
+    click.echo(f"layer calls   {plan['layer_calls']}")
     click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
-    return 0
+    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)
 
 
 def _run(probe: Any, given: dict[str, Any]) -> int:
@@ -94,4 +96,5 @@ def _run(probe: Any, given: dict[str, Any]) -> int:
 
         show(probe_table(doc), plain=given["plain"])
         show_files(doc["run"], "summary.json")
+    say_time(doc)
     return exit_status(finished, given)

@@ -1,16 +1,14 @@
-"""Progress of runs that have no bars of their own: one line per cell, or a bar on a terminal."""
+"""Progress of runs that have no bars of their own: one line per cell, or a screen on a terminal."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mlxroles.cli.output import note
-from mlxroles.dashboard.watch import resolve
+from mlxroles.dashboard.watch import any_run, resolve
 from mlxroles.events import CellDone, CellFailed, Emit, Event, RunStarted, Stage
 from mlxroles.events import Note as NoteEvent
-from mlxroles.text import safe_text
 
 MOST_LINES = 20
 """Lines of a plain display for the cells of a run, about."""
@@ -23,24 +21,7 @@ def progress(*, plain: bool) -> Generator[Emit]:
     if resolve("plain" if plain else "auto", console) != "live":
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=None)
-
-        def emit(event: Event) -> None:
-            match event:
-                case RunStarted(title, _, cells, _):
-                    bar.update(task, description=safe_text(title), total=len(cells))
-                case Stage(text):
-                    bar.update(task, description=safe_text(text))
-                case CellDone(cell):
-                    bar.update(task, description=safe_text(cell.id), advance=1)
-                case CellFailed():
-                    bar.advance(task)
-                    _line(event)
-                case NoteEvent():
-                    _line(event)
-
+    with any_run(console, mode="live") as emit:
         yield emit
 
 

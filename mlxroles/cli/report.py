@@ -8,6 +8,8 @@ import click
 from mlxroles.cli.options import json_option, seed_option
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.readings import chosen_analysis, reading_options
+from mlxroles.errors import MlxrolesError
+from mlxroles.store.summary import read_summary
 
 
 @click.command("report")
@@ -19,18 +21,26 @@ from mlxroles.cli.readings import chosen_analysis, reading_options
 def command(**given: Any) -> int:
     """Write the report of a run: one HTML page that needs no network.
 
-    RUN is a run folder of `mlxroles entropy` or `mlxroles patch` (either method), or a family (its
-    newest entropy run). An entropy run can be read otherwise than it was, with --queries, --keys or
-    --contrast.
+    RUN is a run of `mlxroles entropy` or `mlxroles patch` (either method), by its folder, its id or
+    the beginning of one, or a family (its newest entropy run). An entropy run can be read otherwise
+    than it was, with --queries, --keys or --contrast. Of a sweep it is the morning report, from
+    whatever there is: also while the sweep goes on, or after it was killed.
 
     \b
     Examples:
       mlxroles report llama --open
       mlxroles report results/entropy_tiny/RUN --queries last
     """  # noqa: D301
-    from mlxroles.studies.reports import write_report
+    sweep = _sweep(given["run"])
+    if sweep is None:
+        from mlxroles.studies.reports import write_report
 
-    doc, page = write_report(given["run"], chosen_analysis(given))
+        doc, page = write_report(_chosen(given["run"]), chosen_analysis(given))
+    else:
+        from mlxroles.report import night
+
+        page = night.write(sweep)
+        doc = read_summary(sweep)
     if given["as_json"]:
         print_json(doc)
     else:
@@ -38,6 +48,34 @@ def command(**given: Any) -> int:
     if given["opens"]:
         open_page(page)
     return 0
+
+
+def _sweep(text: str) -> Path | None:
+    """The folder of a sweep, where that is what the text stands for."""
+    from mlxroles.runs.find import find, is_run, is_sweep
+
+    try:
+        path = find(text)
+    except MlxrolesError:
+        return None
+    return path if is_sweep(path) and not is_run(path) else None
+
+
+def _chosen(text: str) -> str:
+    """The run that a path, a run id or a family stands for, as :func:`write_report` takes it."""
+    from mlxroles.pairs import catalogue
+    from mlxroles.roles import sources
+    from mlxroles.runs.find import find_run
+
+    try:
+        return str(find_run(text))
+    except MlxrolesError:
+        try:
+            return str(sources.find(text))
+        except MlxrolesError:
+            if text in catalogue():
+                raise
+        raise
 
 
 def open_page(page: Path) -> None:

@@ -1,14 +1,14 @@
 """Where the results of a study go and how its end is told: tables, paths, exit status."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mlxroles.cli.output import note
-from mlxroles.events import RunFinished
+from mlxroles.events import DEADLINE, RunFinished
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +20,9 @@ Command = TypeVar("Command", bound=Callable[..., object])
 RESULTS = Path("results")
 LOG_COLUMNS = 200
 """A table that goes to a file or a pipe is at most this wide."""
+
+WORDS = "mlxroles.words"
+"""Where a context keeps the words of a command that a file, not the command line, gave."""
 
 FAILED_CELLS = 3
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -44,9 +47,16 @@ def place(given: dict[str, Any]) -> "RunPlace":
         RESULTS,
         out=given["out"],
         fresh=given["fresh"],
-        argv=tuple(sys.argv[1:]),
+        argv=_words(),
         allow_drift=given["allow_drift"],
     )
+
+
+def _words() -> tuple[str, ...]:
+    """The command that this run would take on a command line."""
+    context = click.get_current_context(silent=True)
+    words = None if context is None else context.meta.get(WORDS)
+    return tuple(sys.argv[1:] if words is None else words)
 
 
 def show(renderable: "RenderableType", *, plain: bool) -> None:
@@ -74,11 +84,22 @@ def show_files(folder: str, *names: str) -> None:
             click.echo(path)
 
 
+def say_time(doc: Mapping[str, Any]) -> None:
+    """Prints how long a run took and what was thought, where something was."""
+    from mlxroles.timing import sentence
+
+    if doc.get("estimate"):
+        note(sentence(doc["estimate"]))
+
+
 def exit_status(finished: RunFinished, given: dict[str, Any]) -> int:
-    """0 for a whole run, 3 with failed cells, 128 + n after a signal, with a line of advice."""
+    """0 for a run that is whole or out of time, 3 with failed cells, 128 + n after a signal."""
     again = "the same command"
     if given["fresh"]:
         again += " without --fresh"
+    if finished.interrupted == DEADLINE:
+        note(f"the time is up; {finished.done} cells are stored, and {again} goes on from there")
+        return 0
     if finished.interrupted is not None:
         note(
             f"stopped by {finished.interrupted}; {finished.done} cells are stored, and {again} "

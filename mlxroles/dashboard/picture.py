@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.color import blend_rgb
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 
+from mlxroles.dashboard.bars import COLORS
 from mlxroles.dashboard.progress import Progress, from_document
 from mlxroles.dashboard.screen import Screen
 from mlxroles.text import safe_text
@@ -26,7 +27,7 @@ _COLUMNS = 100
 _CELL, _LINE, _FONT = 9.0, 20.0, 15.0
 _MARGIN, _TOP = 16.0, 44.0
 _PARTIAL = "▏▎▍▌▋▊▉"
-_RUNS = re.compile(rf"█+[{_PARTIAL}]?|[{_PARTIAL}]|━+|┃|■+| +|[^█{_PARTIAL}━┃■ ]+")
+_RUNS = re.compile(rf"█+[{_PARTIAL}]?|[{_PARTIAL}]|[━─]+|┃|■+|▀+|▄+| +|[^█{_PARTIAL}━─┃■▀▄ ]+")
 _THEME = TerminalTheme(
     (22, 27, 34),
     (214, 220, 227),
@@ -76,21 +77,27 @@ class _Box(NamedTuple):
 
 
 _BAR, _RULE, _GAUGE, _FULL = _Box(0.1, 0.9), _Box(0.45, 0.58), _Box(0.25, 0.75), _Box(0.02, 0.98)
+_WHOLE, _UPPER, _LOWER = _Box(0.0, 1.0), _Box(0.0, 0.5), _Box(0.5, 1.0)
 
 
 def svg(shown: Mapping[str, Any] | Progress, path: Path, *, title: str = "mlxroles patch") -> None:
     """Writes the state, or that of a finished patch document, as an SVG of a terminal."""
-    progress = shown if isinstance(shown, Progress) else from_document(shown)
+    screen = Screen(shown if isinstance(shown, Progress) else from_document(shown))
+    path.write_text(page(screen, title=title, columns=_COLUMNS), encoding="utf-8")
+
+
+def page(shown: RenderableType, *, title: str, columns: int, rows: int = 60) -> str:
+    """Whatever a terminal of this size would show, as SVG."""
     console = Console(
-        width=_COLUMNS,
-        height=60,
+        width=columns,
+        height=rows,
         file=io.StringIO(),
         force_terminal=True,
         color_system="truecolor",
         legacy_windows=False,
         _environ={},
     )
-    lines = console.render_lines(Screen(progress), pad=False)
+    lines = console.render_lines(shown, pad=False)
     shapes: list[str] = []
     for row, line in enumerate(lines):
         column = 0
@@ -98,9 +105,9 @@ def svg(shown: Mapping[str, Any] | Progress, path: Path, *, title: str = "mlxrol
             for run in _RUNS.findall(text):
                 shapes += _shapes(run, style or Style(), row, column)
                 column += cell_len(run)
-    width = 2 * _MARGIN + _COLUMNS * _CELL
+    width = 2 * _MARGIN + columns * _CELL
     height = _TOP + len(lines) * _LINE + _MARGIN
-    page = _PAGE.format(
+    return _PAGE.format(
         width=width,
         height=height,
         inner_width=width - 1,
@@ -111,21 +118,23 @@ def svg(shown: Mapping[str, Any] | Progress, path: Path, *, title: str = "mlxrol
         title=escape(safe_text(title)),
         shapes="\n".join(shapes),
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def _shapes(run: str, style: Style, row: int, column: int) -> Iterator[str]:
     ink, paper = _colors(style)
     length = float(cell_len(run))
     if paper is not None:
-        yield _rectangle(row, column, length, _BAR, paper)
+        is_bar = paper in COLORS.values()
+        yield _rectangle(row, column, length, _BAR if is_bar else _WHOLE, paper)
     if run[0] == " ":
         return
     if run[0] == "█" or run[-1] in _PARTIAL:
         full = run.count("█")
         rest = (_PARTIAL.index(run[-1]) + 1) / 8 if run[-1] in _PARTIAL else 0
         yield _rectangle(row, column, full + rest, _BAR, ink)
-    elif run[0] == "━":
+    elif run[0] in "▀▄":
+        yield _rectangle(row, column, length, _UPPER if run[0] == "▀" else _LOWER, ink)
+    elif run[0] in "━─":
         yield _rectangle(row, column, length, _RULE, ink)
     elif run[0] == "┃":
         yield _rectangle(row, column + 0.4, 0.2, _FULL, ink)

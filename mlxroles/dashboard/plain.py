@@ -5,8 +5,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxroles import documents
+from mlxroles.dashboard.facts import coarse
 from mlxroles.dashboard.progress import Progress
-from mlxroles.events import CellDone, CellFailed, Event, Note, RunFinished, RunStarted, Stage
+from mlxroles.events import (
+    CellDone,
+    CellFailed,
+    Died,
+    Event,
+    Note,
+    RunFinished,
+    RunStarted,
+    Slept,
+    Stage,
+)
 from mlxroles.text import format_number, format_seconds, safe_text
 
 _LINES_PER_RUN = 20
@@ -30,7 +41,7 @@ class PlainLines:
         """Takes in the event and writes the line that it is worth, if any."""
         self.progress.fold(event)
         line = self._line(event)
-        is_trouble = isinstance(event, CellFailed) or (
+        is_trouble = isinstance(event, CellFailed | Died) or (
             isinstance(event, RunFinished) and event.interrupted is not None
         )
         if line and (is_trouble or not self.quiet):
@@ -46,12 +57,18 @@ class PlainLines:
                 return safe_text(text)
             case CellFailed(cell, error):
                 return f"failed {safe_text(cell.id)}: {safe_text(error)}"
+            case Died(cells, cause):
+                where = f" in {safe_text(cells[0])}" if cells else ""
+                return f"a worker ended{where}: {safe_text(cause)}"
+            case Slept(seconds):
+                return f"the machine slept {format_seconds(seconds)}"
             case CellDone():
                 return "" if event.restored else self._cell_line(event)
             case RunFinished(done, failed, seconds, interrupted):
                 state = f"interrupted by {safe_text(interrupted)}" if interrupted else "finished"
                 trouble = f", {failed} failed" if failed else ""
                 return f"{state}: {done} cells in {format_seconds(seconds)}{trouble}"
+        return ""
 
     def _cell_line(self, event: CellDone) -> str:
         progress = self.progress
@@ -80,7 +97,7 @@ class PlainLines:
             facts.append(f"{speed:,.0f} tokens/s")
         remaining = progress.remaining_seconds
         if remaining:
-            facts.append(f"ETA {format_seconds(remaining)}")
+            facts.append(f"ETA {coarse(remaining)}")
         return facts
 
     def _effect(self, coords: Mapping[str, Any], value: float) -> str:

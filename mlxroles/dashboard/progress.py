@@ -8,23 +8,18 @@ heads or positions, the one farthest from the recipient's baseline.
 import math
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mlxroles import documents
-from mlxroles.events import (
-    CellDone,
-    CellFailed,
-    Event,
-    Note,
-    RunFinished,
-    RunStarted,
-    Stage,
-)
+from mlxroles.dashboard.pace import Eta, Pace
+from mlxroles.events import Cell, CellDone, CellFailed, Event, RunFinished, RunStarted, Stage
 
-_RECENT = 32
+ODDS = "log_odds"
+"""The key of the log-odds that recovery is measured in."""
+
+_AXES = ("head", "position")
 
 
 class Shown(NamedTuple):
@@ -34,6 +29,10 @@ class Shown(NamedTuple):
     """Mean over the prompts that have a number; NaN when none has."""
     missing: int
     """Prompts whose value is NaN."""
+
+
+Part = tuple[Any, Any]
+"""Head and position of a cell; None or a range as text where it is not one of many."""
 
 
 class Row(NamedTuple):
@@ -60,63 +59,104 @@ class Progress:
     """The key of that probability in the values of a cell."""
     clock: Callable[[], float] = time.monotonic
     """Seconds from an arbitrary start; never goes backwards."""
+    columns: dict[str, set[int]] = field(default_factory=dict)
+    """Heads and positions that have cells of their own, as far as they are known."""
+    learns_from_stored: bool = False
+    """Whether times of cells that were stored earlier tell how fast it goes."""
     title: str = ""
     stage: str = ""
     total: int = 0
-    done: int = 0
-    failed: int = 0
-    restored: int = 0
     last_failure: str = ""
     finished: RunFinished | None = None
     started_at: float | None = None
-    _values: dict[Row, dict[tuple[Any, Any], dict[Any, float]]] = field(default_factory=dict)
-    _baselines: dict[str, dict[Any, float]] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
     control_names: set[str] = field(default_factory=set)
-    _failed_rows: set[Row] = field(default_factory=set)
-    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    restored: int = 0
+    _settled: dict[str, bool] = field(default_factory=dict)
+    _values: dict[Row, dict[Part, dict[Any, float]]] = field(default_factory=dict)
+    _means: dict[Row, dict[Part, Shown]] = field(default_factory=dict)
+    _odds: dict[Row, dict[Any, float]] = field(default_factory=dict)
+    _baselines: dict[str, dict[Any, float]] = field(default_factory=dict)
+    _baseline_odds: dict[str, dict[Any, float]] = field(default_factory=dict)
+    _failed_rows: dict[Row, dict[str, Part]] = field(default_factory=dict)
+    _extra: int = 0
 
     def fold(self, event: Event) -> None:
         """Takes in one event."""
         match event:
             case RunStarted(title, _, cells, _):
-                self.title, self.total = title, len(cells)
-                self.started_at = self.clock()
+                self._start(title, cells)
             case Stage(text):
                 self.stage = text
             case CellDone():
                 self._land(event)
             case CellFailed(cell, error):
-                self.failed += 1
-                self.last_failure = f"{cell.id}: {error}"
+                if self._settled.get(cell.id) is not True:
+                    self._settled[cell.id] = False
+                    self.last_failure = f"{cell.id}: {error}"
                 row = _row(cell.coords)
                 if row is not None:
-                    self._failed_rows.add(row)
+                    self._failed_rows.setdefault(row, {})[cell.id] = _part(cell.coords)
             case RunFinished():
                 self.finished, self.stage = event, ""
-            case Note():
-                pass
+
+    def _start(self, title: str, cells: Sequence[Cell]) -> None:
+        self.title, self.total, self.finished = title, len(cells), None
+        if self.started_at is None:
+            self.started_at = self.clock()
+        self.pace.begin([cell.coords for cell in cells], self.layers, self.n_layers)
+        for cell in cells:
+            self._note_columns(cell.coords)
+
+    def _note_columns(self, coords: Mapping[str, Any]) -> None:
+        for axis in _AXES:
+            at = coords.get(axis)
+            if isinstance(at, int):
+                self.columns.setdefault(axis, set()).add(at)
 
     def _land(self, event: CellDone) -> None:
-        self.done += 1
+        cell = event.cell
+        is_new = self._settled.get(cell.id) is not True
+        self._settled[cell.id] = True
         self.stage = ""
         if event.restored:
-            self.restored += 1
+            self.restored += is_new
         else:
-            self._recent.append((event.seconds, event.tokens))
+            self.finished = None
+        if event.restored and not self.learns_from_stored:
+            self.pace.skip(cell.coords, is_new=is_new)
+        else:
+            self.pace.add(cell.coords, event.seconds, event.tokens, is_new=is_new)
         number = documents.number(event.values, self.value)
-        coords = event.cell.coords
-        prompt = coords.get("prompt")
-        row = _row(coords)
+        odds = documents.number(event.values, ODDS)
+        prompt = cell.coords.get("prompt")
+        row = _row(cell.coords)
         if row is not None:
-            part = coords.get("head"), coords.get("position")
-            self._put(row, part, prompt, number)
-        elif coords.get("baseline") is not None:
-            self._baselines.setdefault(str(coords["baseline"]), {})[prompt] = number
+            self._note_columns(cell.coords)
+            self._failed_rows.get(row, {}).pop(cell.id, None)
+            self._put(row, _part(cell.coords), prompt, number)
+            self._odds.setdefault(row, {})[prompt] = odds
+        elif cell.coords.get("baseline") is not None:
+            model = str(cell.coords["baseline"])
+            self._baselines.setdefault(model, {})[prompt] = number
+            self._baseline_odds.setdefault(model, {})[prompt] = odds
 
-    def _put(self, row: Row, part: tuple[Any, Any], prompt: object, number: float) -> None:
-        self._values.setdefault(row, {}).setdefault(part, {})[prompt] = number
+    def _put(self, row: Row, part: Part, prompt: object, number: float) -> None:
+        prompts = self._values.setdefault(row, {}).setdefault(part, {})
+        prompts[prompt] = number
+        self._means.setdefault(row, {})[part] = _mean(prompts)
         if row.control is not None:
             self.control_names.add(row.control)
+
+    @property
+    def done(self) -> int:
+        """Cells that are stored."""
+        return sum(self._settled.values()) + self._extra
+
+    @property
+    def failed(self) -> int:
+        """Cells that failed and were not done since."""
+        return len(self._settled) - sum(self._settled.values())
 
     def baseline(self, direction: str) -> float:
         """Mean over prompts of the recipient's own value; NaN while it is unknown."""
@@ -124,20 +164,68 @@ class Progress:
 
     def shown(self, row: Row) -> Shown | None:
         """What the row shows; None while no cell of it has landed."""
-        parts = self._values.get(row)
+        parts = self._means.get(row)
         if not parts:
             return None
-        means = [_mean(prompts) for prompts in parts.values()]
-        if len(means) == 1:
-            return means[0]
+        if len(parts) == 1:
+            return next(iter(parts.values()))
         level = self.baseline(row.direction)
         level = 0.0 if math.isnan(level) else level
-        known = [mean for mean in means if not math.isnan(mean.value)]
-        return max(known or means, key=lambda mean: abs(mean.value - level))
+        known = [mean for mean in parts.values() if not math.isnan(mean.value)]
+        return max(known or parts.values(), key=lambda mean: abs(mean.value - level))
+
+    @property
+    def part_axis(self) -> str | None:
+        """``head`` or ``position`` where a layer has a cell for each of them."""
+        return next((axis for axis in _AXES if len(self.columns.get(axis, ())) > 1), None)
+
+    @property
+    def parts(self) -> list[int]:
+        """The heads or positions of :attr:`part_axis`, ascending."""
+        axis = self.part_axis
+        return sorted(self.columns[axis]) if axis else []
+
+    def effects(self, direction: str) -> dict[tuple[int, int], float]:
+        """Value less baseline by layer and head or position; NaN where the value has none."""
+        axis = self.part_axis
+        level = self.baseline(direction)
+        level = 0.0 if math.isnan(level) else level
+        found: dict[tuple[int, int], float] = {}
+        for layer in self.layers if axis else ():
+            row = Row(direction, layer)
+            broken = dict.fromkeys(self._failed_rows.get(row, {}).values(), Shown(math.nan, 1))
+            for (head, position), mean in (broken | self._means.get(row, {})).items():
+                at = head if axis == "head" else position
+                if isinstance(at, int):
+                    found[layer, at] = mean.value - level
+        return found
+
+    def half_layer(self, direction: str) -> tuple[int, bool] | None:
+        """First layer seen to recover half of the log-odds, and whether all before it are in.
+
+        None while no layer does, where layers hold several cells, and where the baselines are too
+        near each other for a recovery.
+        """
+        levels = {
+            model: _mean(self._baseline_odds.get(model, {})).value
+            for model in (documents.donor(direction), documents.recipient(direction))
+        }
+        start = levels[documents.recipient(direction)]
+        gap = levels[documents.donor(direction)] - start
+        if not abs(gap) >= documents.SMALL_GAP or self.part_axis is not None:
+            return None
+        is_whole = True
+        for layer in self.layers:
+            odds = self._odds.get(Row(direction, layer))
+            if odds is None:
+                is_whole = False
+            elif (_mean(odds).value - start) / gap >= documents.HALF:
+                return layer, is_whole
+        return None
 
     def has_failed(self, row: Row) -> bool:
         """Whether a cell of this row failed."""
-        return row in self._failed_rows
+        return bool(self._failed_rows.get(row))
 
     def controls(self, direction: str, layer: int) -> dict[str, float]:
         """The values of the controls that have landed for this layer."""
@@ -151,7 +239,7 @@ class Progress:
     @property
     def settled(self) -> int:
         """Cells that are done or have failed."""
-        return self.done + self.failed
+        return len(self._settled) + self._extra
 
     @property
     def elapsed(self) -> float:
@@ -161,19 +249,21 @@ class Progress:
         return 0.0 if self.started_at is None else self.clock() - self.started_at
 
     @property
+    def remaining(self) -> Eta | None:
+        """Seconds still to go, with their range; None while nothing is known."""
+        left = max(self.total - self.settled, 0)
+        return self.pace.eta(left) if self.total else None
+
+    @property
     def remaining_seconds(self) -> float | None:
-        """Estimate from the median of the recent cell times; None while nothing is known."""
-        if not self._recent or not self.total:
-            return None
-        median = statistics.median(seconds for seconds, _ in self._recent)
-        return median * max(self.total - self.settled, 0)
+        """The likely one of :attr:`remaining`."""
+        eta = self.remaining
+        return None if eta is None else eta.likely
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens per second of the recent cells; None while nothing is known."""
-        seconds = sum(seconds for seconds, _ in self._recent)
-        tokens = sum(tokens for _, tokens in self._recent)
-        return tokens / seconds if seconds > 0 and tokens else None
+        return self.pace.tokens_per_second
 
 
 def from_document(doc: Mapping[str, Any]) -> Progress:
@@ -192,23 +282,39 @@ def from_document(doc: Mapping[str, Any]) -> Progress:
     for model in ("instruct", "base"):
         value = documents.number(documents.baseline(doc, model), view.value)
         view._baselines[model] = {None: value}
+        odds = documents.number(documents.baseline(doc, model), ODDS)
+        view._baseline_odds[model] = {None: odds}
     seconds = 0.0
     count = 0
     for control in [None, *documents.controls(doc)]:
         for direction in view.directions:
             for layer, values in documents.cells(doc, direction, control).items():
-                inner = {**(values.get("by_head") or {}), **(values.get("by_position") or {})}
-                for part, part_values in inner.items() or [(None, values)]:
+                for part, part_values in _parts_of(values):
                     number = documents.number(part_values, view.value)
-                    view._put(Row(direction, layer, control), (part, None), None, number)
+                    view._put(Row(direction, layer, control), part, None, number)
+                    view._note_columns(dict(zip(_AXES, part, strict=True)))
                     time_s = documents.number(part_values, "time_s")
                     seconds += 0.0 if math.isnan(time_s) else time_s
                     count += 1
-    view.total = view.done = count
-    view.failed = len(doc.get("failed_cells") or [])
-    view.total += view.failed
+                if len(view._means[Row(direction, layer, control)]) == 1:
+                    odds = documents.number(values, ODDS)
+                    view._odds[Row(direction, layer, control)] = {None: odds}
+    view._extra = count
+    view._settled = {str(at): False for at, _ in enumerate(doc.get("failed_cells") or [])}
+    view.total = view.settled
     view.finished = RunFinished(view.done, view.failed, seconds)
     return view
+
+
+def _parts_of(values: Mapping[str, Any]) -> Iterator[tuple[Part, Mapping[str, Any]]]:
+    """The cells of a layer by head and position, or the layer itself."""
+    by_head, by_position = values.get("by_head") or {}, values.get("by_position") or {}
+    if not by_head and not by_position:
+        yield (None, None), values
+    for head, inner in by_head.items():
+        yield (int(head), None), inner or {}
+    for position, inner in by_position.items():
+        yield (None, int(position)), inner or {}
 
 
 def _row(coords: Mapping[str, Any]) -> Row | None:
@@ -216,6 +322,10 @@ def _row(coords: Mapping[str, Any]) -> Row | None:
     if direction is None or not isinstance(layer, int):
         return None
     return Row(str(direction), layer, coords.get("control"))
+
+
+def _part(coords: Mapping[str, Any]) -> Part:
+    return coords.get("head"), coords.get("position")
 
 
 def _mean(values: Mapping[Any, float]) -> Shown:

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mlxroles.dashboard.facts import MemorySource
 from mlxroles.dashboard.plain import PlainLines
 from mlxroles.dashboard.progress import Progress
-from mlxroles.dashboard.screen import MemorySource, Screen
-from mlxroles.events import CellFailed, Emit, Event, Note
+from mlxroles.dashboard.screen import Screen
+from mlxroles.dashboard.state import RunState, empty_progress
+from mlxroles.events import CellFailed, Died, Emit, Event, Note, Slept
 from mlxroles.text import safe_text
 
 Mode = Literal["auto", "live", "plain", "quiet"]
@@ -56,7 +58,7 @@ def watch(
         with _live(console, progress, memory) as emit:
             yield emit
     else:
-        yield PlainLines(progress, _writer(console), quiet=mode == "quiet")
+        yield PlainLines(progress, writer(console), quiet=mode == "quiet")
 
 
 def resolve(mode: Mode, console: Console, env: Mapping[str, str] = os.environ) -> Mode:
@@ -74,7 +76,7 @@ def resolve(mode: Mode, console: Console, env: Mapping[str, str] = os.environ) -
     return "plain" if is_plain else "live"
 
 
-def _writer(console: Console) -> Callable[[str], None]:
+def writer(console: Console) -> Callable[[str], None]:
     """Writes whole lines past rich: no wrapping, no styles, no escape codes."""
 
     def write(line: str) -> None:
@@ -85,12 +87,22 @@ def _writer(console: Console) -> Callable[[str], None]:
 
 
 @contextmanager
+def any_run(console: Console, *, mode: Mode, memory: MemorySource | None = None) -> Generator[Emit]:
+    """As :func:`watch`, for a run of any kind: what it has is said by its first event."""
+    if resolve(mode, console) == "live":
+        with _live(console, RunState(), memory) as emit:
+            yield emit
+    else:
+        yield PlainLines(empty_progress(), writer(console), quiet=mode == "quiet")
+
+
+@contextmanager
 def _live(
     console: Console,
-    progress: Progress,
+    shown: Progress | RunState,
     memory: MemorySource | None,
 ) -> Generator[Emit]:
-    screen = Screen(progress, memory)
+    screen = Screen(shown, memory)
     failures = 0
     with Live(
         screen,
@@ -106,6 +118,9 @@ def _live(
             match event:
                 case Note(text):
                     live.console.print(Text(safe_text(text), style="yellow"))
+                case Died() | Slept():
+                    last = screen.state.log[-1].text if screen.state.log else ""
+                    live.console.print(Text(safe_text(last), style="yellow"))
                 case CellFailed(cell, error) if failures < _FAILURES_PRINTED:
                     failures += 1
                     live.console.print(

@@ -39,6 +39,8 @@ def run_batch(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]
             for n, row in zip(unmoved, rows, strict=True)
         ]
     still = _unchanged(own, rows)
+    if network.ranks is not None:  # all must run the same rows
+        still = network.ranks.first(still)
     spots = [None if still[n] else spot(row, shape) for n, row in enumerate(rows)]
     moved = [(s, n) for n, s in enumerate(spots) if s is not None]
     moved.sort(key=lambda pair: (pair[0].order, pair[1]))
@@ -334,7 +336,7 @@ class _Batch(Drive):
         if cache is None or cache.shown is None or getattr(call, name) is not cache.shown[n]:
             return super()._own_positions(name, i, call)
         assert cache.own is not None
-        own = self._pass(name, i, cache.own[n].swapaxes(1, 2)).swapaxes(1, 2)
+        own = self._pass_heads(name, i, cache.own[n].swapaxes(1, 2), 2).swapaxes(1, 2)
         return own if cache.before is None else after(cache.before[n], own)
 
     def wants_attention(self) -> bool:

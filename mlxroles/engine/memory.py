@@ -7,7 +7,6 @@ coefficients below were measured with ``mx.get_peak_memory``, sizes varied one b
 kernels for norms and rotations make no arrays on the way, stays below the prediction.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mlxroles.edits import STREAM_SITES
 from mlxroles.engine.drive import BLOCK, BLOCKS
 from mlxroles.errors import SpecError
 from mlxroles.forward import Network
+from mlxroles.machine import memory as machine
 from mlxroles.text import safe_text
 
 SHARE = 0.75
@@ -71,6 +71,9 @@ class Sizes:
     """Keys that a windowed layer sees; a prompt that is longer makes its mask an array."""
     by_hand: bool = False
     """The model takes its softmax itself, without MLX's kernel."""
+    parts: int = 1
+    """Processes among which the heads are divided: weights, heads, queries, keys and hidden are
+    those of one of them."""
 
 
 def sizes(network: Network) -> Sizes:
@@ -78,8 +81,9 @@ def sizes(network: Network) -> Sizes:
     anatomy = network.anatomy
     blocks = anatomy.blocks
     by_hand = anatomy.direct and "sdpa" not in {b.kind for b in blocks}
-    queries = max((b.heads * b.d_head for b in blocks), default=0)
-    keys = max((b.kv_heads * b.d_head for b in blocks), default=0)
+    parts = network.parts
+    queries = max((b.heads * b.d_head for b in blocks), default=0) // parts
+    keys = max((b.kv_heads * b.d_head for b in blocks), default=0) // parts
     parameters = dict(tree_flatten(network.module.parameters()))
     sinks = any(path.endswith("sinks") for path in parameters)
     widest = max(_outputs(layer) for layer in network.layers)
@@ -87,7 +91,7 @@ def sizes(network: Network) -> Sizes:
         weights=sum(a.nbytes for a in parameters.values() if isinstance(a, mx.array)),
         n_layers=len(network.layers),
         d_model=anatomy.d_model,
-        heads=max((b.heads for b in blocks), default=0),
+        heads=max((b.heads for b in blocks), default=0) // parts,
         queries=queries,
         keys=keys,
         hidden=max(0, widest - queries - 2 * keys - 2 * anatomy.d_model),
@@ -96,6 +100,7 @@ def sizes(network: Network) -> Sizes:
         scores=_copies(sinks=sinks, by_hand=by_hand),
         window=_window(network.module),
         by_hand=by_hand,
+        parts=parts,
     )
 
 
@@ -129,13 +134,16 @@ def _outputs(layer: nn.Module) -> int:
     )
 
 
-def sizes_of_config(config: Mapping[str, Any], weights: int, n_layers: int) -> Sizes:
+def sizes_of_config(
+    config: Mapping[str, Any], weights: int, n_layers: int, *, parts: int = 1
+) -> Sizes:
     """The same from a config, for a plan without weights; what it does not say is taken as usual.
 
     Args:
         config: The part of ``config.json`` that describes the language model.
-        weights: Bytes of the weight files.
+        weights: Bytes of the weight files; where several processes hold them, of one's share.
         n_layers: Number of blocks.
+        parts: Number of such processes.
     """
 
     def size(*keys: str, default: int) -> int:
@@ -156,15 +164,16 @@ def sizes_of_config(config: Mapping[str, Any], weights: int, n_layers: int) -> S
         weights=weights,
         n_layers=n_layers,
         d_model=d_model,
-        heads=heads,
-        queries=heads * d_head,
-        keys=kv_heads * d_head,
-        hidden=2 * mlp,
+        heads=heads // parts,
+        queries=heads * d_head // parts,
+        keys=kv_heads * d_head // parts,
+        hidden=2 * mlp // parts,
         vocab=size("vocab_size", default=0),
         itemsize=4 if kind.endswith("32") else 2,
         scores=_copies(sinks=config.get("model_type") == "gpt_oss", by_hand=by_hand),
         window=size("sliding_window", default=0) or None if windowed else None,
         by_hand=by_hand,
+        parts=parts,
     )
 
 
@@ -190,7 +199,8 @@ def states(
     n = of.n_layers if layers is None else layers
     widths = {"q": of.queries, "z": of.queries, "k": of.keys, "v": of.keys}
     widths |= {"entropy": of.heads, "pattern": of.heads * length}
-    per_layer = sum(of.d_model if s in STREAM_SITES else widths[s] for s in sites)
+    # what is kept of heads is gathered: every process keeps that of all
+    per_layer = sum(of.d_model if s in STREAM_SITES else of.parts * widths[s] for s in sites)
     own = (of.d_model + 2 * of.keys) * n + of.d_model if recipient else 0
     return prompts * length * of.itemsize * (per_layer * n + own)
 
@@ -259,7 +269,7 @@ def limit(option: str | None = None) -> int:
     Raises:
         SpecError: it is none of these, or nothing.
     """
-    whole = memory().limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = memory().limit or machine.total()
     if option is None:
         return int(SHARE * whole)
     match = _AMOUNT.fullmatch(option)

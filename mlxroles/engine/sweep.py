@@ -7,6 +7,7 @@ from mlxroles.engine.batch import Answer, run_batch
 from mlxroles.engine.check import check
 from mlxroles.engine.clean import Clean
 from mlxroles.engine.memory import Sizes, is_out_of_memory, limit, rows_that_fit, sizes
+from mlxroles.engine.pressure import relief
 from mlxroles.engine.rows import Row, Shape, Spot, batches, spot
 from mlxroles.forward import Network
 
@@ -25,7 +26,7 @@ def worth() -> int:
 
 
 def run(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]:
-    """Runs rows as one batch; where memory runs out, as two halves of it.
+    """Runs rows as one batch; where memory runs out or is about to, in parts.
 
     Args:
         network: The recipient.
@@ -46,14 +47,20 @@ def run(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]:
 
 
 def _run(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]:
+    parts = relief.cut(rows, network.ranks)
+    return [answer for part in parts for answer in _halved(network, own, part)]
+
+
+def _halved(network: Network, own: Clean, rows: Sequence[Row]) -> list[Answer]:
     try:
         return run_batch(network, own, rows)
     except (RuntimeError, MemoryError) as error:
-        if len(rows) < 2 or not is_out_of_memory(error):
+        alone = network.ranks is None  # halves of one rank would not be those of the others
+        if len(rows) < 2 or not alone or not is_out_of_memory(error):
             raise
     mx.clear_cache()
     half = len(rows) // 2
-    return [*_run(network, own, rows[:half]), *_run(network, own, rows[half:])]
+    return [*_halved(network, own, rows[:half]), *_halved(network, own, rows[half:])]
 
 
 def sweep(

@@ -124,6 +124,15 @@ class Job:
             self.kept[site][layer] = array[...]
         return array
 
+    def _pass_heads(self, site: str, layer: int, array: mx.array, axis: int) -> mx.array:
+        """The same for an array with heads along an axis; of those only this rank's go on."""
+        ranks = self.network.ranks
+        if ranks is None or not self._has(site, layer):
+            return self._pass(site, layer, array)
+        before = ranks.gathered(array, axis)
+        after = self._pass(site, layer, before)
+        return array if after is before else ranks.own(after, axis)
+
     def _known(self, site: str, layer: int) -> bool:
         """Whether the site's array comes from elsewhere, so that none need be computed here."""
         return False
@@ -295,7 +304,7 @@ class Job:
         """Output z [batch, head, query, d] of one attention call, after keeps and edits."""
         i = call.frame.layer
         if self._has("q", i):
-            call.q = self._pass("q", i, call.q.swapaxes(1, 2)).swapaxes(1, 2)
+            call.q = self._pass_heads("q", i, call.q.swapaxes(1, 2), 2).swapaxes(1, 2)
         for name in ("k", "v"):
             if self._has(name, i):
                 setattr(call, name, self._own_positions(name, i, call))
@@ -306,21 +315,21 @@ class Job:
             change = self._weights(i, call)
             z = z if change is None else (z.astype(mx.float32) + change).astype(z.dtype)
         if self._has("z", i):
-            z = self._pass("z", i, z.swapaxes(1, 2)).swapaxes(1, 2)
+            z = self._pass_heads("z", i, z.swapaxes(1, 2), 2).swapaxes(1, 2)
         return z
 
     def _own_positions(self, name: str, i: int, call: AttentionCall) -> mx.array:
         """Keys or values after keeps and edits of those that do not come from the prefix."""
         whole = attn.plain(getattr(call, name), call.cache)
         before, own = whole[:, :, : self.offset], whole[:, :, self.offset :]
-        own = self._pass(name, i, own.swapaxes(1, 2)).swapaxes(1, 2)
+        own = self._pass_heads(name, i, own.swapaxes(1, 2), 2).swapaxes(1, 2)
         return mx.concatenate([before, own], axis=2) if self.offset else own
 
     def _check_form(self, i: int, call: AttentionCall, z: mx.array) -> None:
         """Latent attention computes a single token in the latent space: other k, v and z."""
         block = self.network.block(i)
         wanted = [site for site in ("q", "k", "v", "z") if self._has(site, i)]
-        kv_heads = attn.plain(call.k, call.cache).shape[1]
+        kv_heads = attn.plain(call.k, call.cache).shape[1] * self.network.parts
         if wanted and (kv_heads, z.shape[-1]) != (block.kv_heads, block.d_head):
             raise ModelError(
                 f"{', '.join(wanted)} cannot be captured from {self.network.architecture} on a "
@@ -333,7 +342,7 @@ class Job:
             self._keep(i, attn.summaries_of_call(call, self._summaries(i)))
             return None
         before = attn.pattern(call).weights
-        after = self._pass("pattern", i, before)
+        after = self._pass_heads("pattern", i, before, 1)
         self._keep(i, attn.summaries(after, self._summaries(i)))
         if ("pattern", i) not in self.edits:
             return None
@@ -346,7 +355,7 @@ class Job:
 
     def _keep(self, i: int, found: Mapping[str, mx.array]) -> None:
         for site, array in found.items():
-            self._pass(site, i, array)
+            self._pass_heads(site, i, array, 1)
 
     def softmax(self, frame: Frame, scores: mx.array, out: mx.array) -> mx.array:
         """Weights of a model that takes its softmax by hand, after keeps and edits."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mlxroles.anatomy import Anatomy, Block, architecture_of
 from mlxroles.backend import mx, nn
 from mlxroles.errors import ModelError
+from mlxroles.ranks import Ranks
 from mlxroles.taps import Namespace, home_namespaces
 
 
@@ -27,6 +28,8 @@ class Network:
 
     module: nn.Module
     anatomy: Anatomy
+    ranks: Ranks | None = None
+    """The processes that hold it together; None where this one holds all of it."""
     layers: tuple[nn.Module, ...] = field(init=False)
     namespaces: tuple[Namespace, ...] = field(init=False)
     architecture: str = field(init=False)
@@ -36,8 +39,13 @@ class Network:
         object.__setattr__(self, "namespaces", tuple(home_namespaces(self.module)))
         object.__setattr__(self, "architecture", architecture_of(self.module))
 
+    @property
+    def parts(self) -> int:
+        """Number of processes among which the heads are divided."""
+        return 1 if self.ranks is None else self.ranks.size
+
     def block(self, layer: int) -> Block:
-        """What is known about one layer."""
+        """What is known about one layer, its heads those of all ranks."""
         return self.anatomy.blocks[layer]
 
 

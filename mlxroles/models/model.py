@@ -14,7 +14,8 @@ from mlxroles.backend import mx, nn
 from mlxroles.edits import Edit
 from mlxroles.errors import PromptError
 from mlxroles.forward import Network, Prefix, Run, Start, forward, prefix_of
-from mlxroles.models import weights
+from mlxroles.models import sharded, weights
+from mlxroles.ranks import Ranks
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
 """Architectures with a table of positions: beyond its end MLX would read whatever lies there."""
@@ -40,10 +41,15 @@ class Model:
     longest: int | None = None
     """Longest prompt for which mlx_lm computes what the config says; None without a limit."""
     longest_reason: str = ""
+    ranks: Ranks | None = None
+    """The processes that hold the model together; None where this one holds all of it."""
     network: Network = field(init=False)
 
     def __post_init__(self) -> None:
-        self.network = Network(self.module, examine(self.module))
+        anatomy = examine(self.module)
+        if self.ranks is not None:
+            anatomy = sharded.whole(anatomy, self.ranks)
+        self.network = Network(self.module, anatomy, self.ranks)
 
     @property
     def architecture(self) -> str:

@@ -1,5 +1,7 @@
 """The tokenizer of a model folder: transformers' own, never running code from the folder."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,19 @@ from mlxroles.models.integrity import reason
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A folder with none of these has no tokenizer."""
+
+_shared: dict[Path, Any] | None = None
+
+
+@contextmanager
+def shared_tokenizers() -> Generator[None]:
+    """Within it the tokenizer of a folder is read once, for planning many studies of few models."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -20,6 +35,14 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not any((folder / name).is_file() for name in FILES):
         return None
+    if _shared is None:
+        return _read(folder)
+    if folder not in _shared:
+        _shared[folder] = _read(folder)
+    return _shared[folder]
+
+
+def _read(folder: Path) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 

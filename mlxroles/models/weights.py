@@ -66,6 +66,14 @@ def _is_linear(module: nn.Module) -> bool:
     return module["weight"].ndim == 2 and not isinstance(module, embeddings)
 
 
+def _check_whole(network: Network) -> None:
+    if network.ranks is not None:
+        raise ModelError(
+            f"{network.parts} processes hold the weights of {network.architecture} together; load "
+            "it in one to read them"
+        )
+
+
 def projection(network: Network, layer: int, which: str) -> mx.array:
     """W_Q, W_K or W_V of a layer: [head or kv_head, d_model, d_head], float32.
 
@@ -73,6 +81,7 @@ def projection(network: Network, layer: int, which: str) -> mx.array:
         ModelError: the layer has no such matrix that is verified to compute the model's values.
         ValueError: the layer does not exist.
     """
+    _check_whole(network)
     run = forward(network, mx.array([PROBE]), keep=list("qkv"), layers=[layer], logits=False)
     of = {w: run[w, layer] for w in "qkv"}
     leaves = _inputs(network, layer)
@@ -102,6 +111,7 @@ def output(network: Network, layer: int) -> mx.array:
         ModelError: something (a gate, a norm) stands between the heads and every matrix.
         ValueError: the layer does not exist.
     """
+    _check_whole(network)
     run = forward(network, mx.array([PROBE]), keep=["z"], layers=[layer], logits=False)
     z = run["z", layer]
     flat = z.reshape(*z.shape[:2], -1)

@@ -114,6 +114,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Gives a file a second name, or copies it where the file system has no such thing.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with plain_errors(path):
+        try:
+            path.unlink(missing_ok=True)
+            path.hardlink_to(source)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT):
+                raise
+        else:
+            sync_folder(path.parent)
+            return
+        write_atomic(path, source.read_bytes())
+
+
 @contextmanager
 def temporary(path: Path, *, prefix: str = "mlxroles") -> Generator[Path]:
     """A free name in the folder of ``path``; what is left there at the end is removed."""

@@ -4,67 +4,57 @@
     manifest.json     everything that identifies the run, written first
     cells.jsonl       the truth: one line per finished or failed cell
     arrays/           one safetensors file per cell that has arrays, written before its line
+    shards/<rank>/    lock, journal and arrays of another machine, until they are taken over
 
 Everything else in the folder is derived from these and may be deleted. Nothing here knows what
 the numbers mean.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from mlxroles import plan
 from mlxroles.errors import IntegrityError, StoreError
 from mlxroles.events import Cell
 from mlxroles.store import files
 from mlxroles.store.files import plain_errors, shown
-from mlxroles.store.journal import JournalWriter, decode_line, encode_line, read_journal
+from mlxroles.store.history import History
+from mlxroles.store.journal import JournalWriter, Tail, decode_line, encode_line, read_journal
+from mlxroles.store.location import place_of, set_aside, sweep
 from mlxroles.store.lock import RunLock
-from mlxroles.store.manifest import MANIFEST, agree, read_manifest, refuse_foreign
+from mlxroles.store.manifest import (
+    MANIFEST,
+    agree,
+    agrees,
+    drift_notes,
+    read_manifest,
+    refuse_foreign,
+)
+from mlxroles.store.record import ArraysFile, Record, entry_of, record_of
 from mlxroles.text import safe_text, slug
 
 if TYPE_CHECKING:
     import numpy as np
 
-LOCK, JOURNAL, ARRAYS = "run.lock", "cells.jsonl", "arrays"
-
-
-@dataclass(frozen=True)
-class ArraysFile:
-    """The file with a cell's arrays, as it was written."""
-
-    file: str
-    """Name within the folder ``arrays``."""
-    sha256: str
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the journal says about one cell."""
-
-    id: str
-    status: Literal["ok", "failed"]
-    coords: Mapping[str, object] = field(default_factory=dict)
-    values: Mapping[str, object] = field(default_factory=dict)
-    """The cell's numbers; empty for a failed one."""
-    arrays: ArraysFile | None = None
-    seconds: float = 0.0
-    error: str | None = None
-    """Why the cell failed."""
-    attempt: int = 1
+LOCK, JOURNAL, ARRAYS, SHARDS = "run.lock", "cells.jsonl", "arrays", "shards"
 
 
 class RunFolder:
     """One run on disk, open for writing (``open``) or only for reading (``read``)."""
 
-    def __init__(self, path: Path, doc: Mapping[str, object], lock: RunLock | None) -> None:
-        """Reads the journal of the folder; ``open`` and ``read`` are the ways to get here."""
+    def __init__(
+        self, path: Path, doc: Mapping[str, object], lock: RunLock | None, rank: int = 0
+    ) -> None:
+        """Reads the journals; ``open``, ``join`` and ``read`` are the ways to get here."""
         self.path = path
+        self.rank = rank
+        """Of the machine that writes; the first one is the run's own and takes in the others."""
+        self.home = path if rank == 0 else path / SHARDS / str(rank)
+        """Where this process writes cells."""
+        self.history = History(path, rank)
         self.manifest = doc
         """The content of ``manifest.json``."""
         self.notes: list[str] = list(lock.notes) if lock else []
@@ -72,20 +62,23 @@ class RunFolder:
         self._lock = lock
         self._writer: JournalWriter | None = None
         self._intact: dict[str, bool] = {}
-        content = read_journal(path / JOURNAL)
-        self.torn_lines = content.torn_lines
-        """Journal lines that a kill or damage left unreadable; their cells are run again."""
         self._records: dict[str, Record] = {}
+        self._tails: dict[Path, Tail] = {}
+        self.torn_lines = 0
+        """Journal lines that a kill or damage left unreadable; their cells are run again."""
         differing = 0
-        for entry in content.entries:
-            record = _record(entry)
-            if record is None:
-                self.torn_lines += 1
-                continue
-            before = self._records.get(record.id)
-            if before is not None and before.status == record.status == "ok":
-                differing += encode_line(before.values) != encode_line(record.values)
-            self._records[record.id] = record
+        for home in self._homes():
+            content = read_journal(home / JOURNAL)
+            self.torn_lines += content.torn_lines
+            for entry in content.entries:
+                record = record_of(entry)
+                if record is None:
+                    self.torn_lines += 1
+                    continue
+                before = self._records.get(record.id)
+                if before is not None and before.status == record.status == "ok":
+                    differing += encode_line(before.values) != encode_line(record.values)
+                self._records[record.id] = record
         if differing:
             self.notes.append(f"{differing} cells were stored twice with different values")
 
@@ -120,18 +113,18 @@ class RunFolder:
             StoreError: the folder cannot be used; the message says why and what to do.
         """
         run = slug(run_id if run_id is not None else plan.run_id(identity))
-        path = _place(root, slug(experiment), run, folder)
+        path = place_of(root, slug(experiment), run, folder)
         with plain_errors(path):
             refuse_foreign(path)
             files.make_folder(path)
         lock = RunLock(path / LOCK)
         try:
             if fresh and (path / MANIFEST).exists():
-                _set_aside(path)
+                set_aside(path)
                 lock.release()
                 lock = RunLock(path / LOCK)
             files.require_space(path, 0)
-            _sweep(path)
+            sweep(path)
             doc = agree(
                 path / MANIFEST,
                 {"run_id": run, "experiment": experiment},
@@ -139,7 +132,34 @@ class RunFolder:
                 manifest=manifest,
                 allow_drift=allow_drift,
             )
-            return cls(path, doc, lock)
+            found = cls(path, doc, lock)
+            found.notes += drift_notes(doc, identity)
+            return found
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def join(cls, path: Path, *, rank: int, identity: Mapping[str, object]) -> Self:
+        """Opens a run that another process has open, for writing into a shard of one's own.
+
+        Args:
+            path: the run folder.
+            rank: number of this machine, 1 or more; no two have the same.
+            identity: what this machine would compute.
+
+        Raises:
+            LockedError: another process writes this shard.
+            StoreError: this is no run folder, or it holds another run.
+        """
+        doc = read_manifest(path / MANIFEST)
+        agrees(path, doc, identity)
+        home = path / SHARDS / str(rank)
+        files.make_folder(home)
+        lock = RunLock(home / LOCK)
+        try:
+            sweep(home)
+            return cls(path, doc, lock, rank)
         except BaseException:
             lock.release()
             raise
@@ -196,13 +216,41 @@ class RunFolder:
         """The id of the run."""
         return str(self.manifest["run_id"])
 
+    def own_records(self) -> dict[str, Record]:
+        """What the folder's own journal says, without the shards, by cell id."""
+        return {record.id: record for record in self.shard_records(self.path)}
+
+    def shard_records(self, home: Path) -> list[Record]:
+        """What the journal in a shard, or in the folder itself, says."""
+        found = (record_of(entry) for entry in read_journal(home / JOURNAL).entries)
+        return [record for record in found if record is not None]
+
+    def refresh(self) -> list[Record]:
+        """Takes note of what other processes have stored since, and returns that."""
+        new: list[Record] = []
+        for home in self._homes():
+            if home != self.home:
+                tail = self._tails.setdefault(home, Tail(home / JOURNAL))
+                for line in tail.lines():
+                    record = record_of(decode_line(line) or {})
+                    known = None if record is None else self._records.get(record.id)
+                    if record is not None and (known is None or known.status != "ok"):
+                        self._records[record.id] = record
+                        new.append(record)
+        return new
+
+    def _homes(self) -> list[Path]:
+        """The folder itself and its shards."""
+        with plain_errors(self.path / SHARDS, verb="read"):
+            return [self.path, *sorted((self.path / SHARDS).glob("[0-9]*"))]
+
     def records(self) -> dict[str, Record]:
         """What is known about each cell, by cell id, in the order of their first lines."""
         return dict(self._records)
 
     def done(self) -> set[str]:
         """Ids of the cells that are stored: recorded as ok, their arrays unchanged on disk."""
-        return {record.id for record in self._records.values() if self._is_done(record)}
+        return {record.id for record in self.records().values() if self._is_done(record)}
 
     def _is_done(self, record: Record) -> bool:
         if record.status != "ok" or record.arrays is None:
@@ -277,26 +325,13 @@ class RunFolder:
     def _append(self, record: Record) -> None:
         if self._lock is None:
             raise ValueError(f"{self.path} is not open for writing")
-        entry: dict[str, object] = {"id": record.id, "status": record.status}
-        entry |= {"coords": record.coords, "seconds": record.seconds, "attempt": record.attempt}
-        if record.status == "ok":
-            entry["values"] = record.values
-        if record.error is not None:
-            entry["error"] = record.error
-        if record.arrays is not None:
-            stored = record.arrays
-            entry["arrays"] = {
-                "file": stored.file,
-                "sha256": stored.sha256,
-                "bytes": stored.n_bytes,
-            }
-        line = encode_line(entry)
-        files.require_space(self.path, len(line))
+        line = encode_line(entry_of(record))
+        files.require_space(self.home, len(line))
         if self._writer is None:
-            self._writer = JournalWriter(self.path / JOURNAL)
+            self._writer = JournalWriter(self.home / JOURNAL)
         self._writer.append(line)
         # As a later process reads it: a fresh cell and a restored one look the same.
-        self._records[record.id] = _record(decode_line(line) or {}) or record
+        self._records[record.id] = record_of(decode_line(line) or {}) or record
 
     def _write_arrays(self, cell_id: str, arrays: "Mapping[str, np.ndarray]") -> ArraysFile:
         if self._lock is None:
@@ -305,12 +340,12 @@ class RunFolder:
         from safetensors.numpy import save
 
         data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
-        files.require_space(self.path, len(data))
+        files.require_space(self.home, len(data))
         # 16 digits: with the 8 of a slug two of 20,000 cells would share a file once in 20 runs.
         digest = hashlib.sha256(cell_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         readable = slug(cell_id.lower().replace("/", ".").replace("=", "-"))[:48].rstrip(".")
         name = f"{readable}-{digest}.safetensors"
-        folder = self.path / ARRAYS
+        folder = self.home / ARRAYS
         with plain_errors(folder):
             if not folder.is_dir():
                 files.make_folder(folder, parents=False)
@@ -319,10 +354,26 @@ class RunFolder:
         files.write_atomic(folder / name, data)
         return ArraysFile(name, hashlib.sha256(data).hexdigest(), len(data))
 
+    def arrays_path(self, stored: ArraysFile) -> Path:
+        """Where a cell's arrays lie: in the folder or, until it is taken over, in a shard."""
+        places = [home / ARRAYS / stored.file for home in self._homes()]
+        return next((place for place in places if place.is_file()), places[0])
+
+    def take_in(self, record: Record, arrays: Path | None) -> None:
+        """Stores a cell that a shard holds: first its arrays, a file in it, then its line.
+
+        Raises:
+            StoreError: it cannot be stored.
+        """
+        if arrays is not None:
+            files.make_folder(self.path / ARRAYS, parents=False)
+            files.link_or_copy(arrays, self.path / ARRAYS / arrays.name)
+        self._append(record)
+
     def _read_arrays(self, record: Record) -> bytes:
         stored = record.arrays
         assert stored is not None
-        path = self.path / ARRAYS / stored.file
+        path = self.arrays_path(stored)
         if slug(stored.file) != stored.file or path.is_symlink() or not path.is_file():
             raise IntegrityError(
                 f"{shown(path)} is missing: the cell {safe_text(record.id)} must be run again"
@@ -336,57 +387,3 @@ class RunFolder:
                 f" {safe_text(record.id)} must be run again"
             )
         return data
-
-
-def _record(entry: Mapping[str, Any]) -> Record | None:
-    try:
-        stored = entry.get("arrays")
-        record = Record(
-            entry["id"],
-            entry["status"],
-            coords=dict(entry["coords"]),
-            values=dict(entry.get("values", {})),
-            arrays=None if stored is None else _arrays_file(stored),
-            seconds=float(entry["seconds"]),
-            error=entry.get("error"),
-            attempt=int(entry["attempt"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    return record if isinstance(record.id, str) and record.status in ("ok", "failed") else None
-
-
-def _arrays_file(stored: Mapping[str, Any]) -> ArraysFile:
-    return ArraysFile(str(stored["file"]), str(stored["sha256"]), int(stored["bytes"]))
-
-
-def _place(root: Path, experiment: str, run: str, folder: Path | None) -> Path:
-    with plain_errors(folder or root):
-        if folder is not None:
-            return Path(os.path.realpath(folder))
-        path = Path(os.path.realpath(root)) / experiment / run
-        target = Path(os.path.realpath(path))
-        if target != path:
-            raise StoreError(
-                f"{shown(path)} is or lies in a symbolic link that leads to"
-                f" {shown(target)}: remove the link, or give that folder with --out"
-            )
-    return path
-
-
-def _set_aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    with plain_errors(path):
-        path.rename(aside)
-        files.make_folder(path)
-    return aside
-
-
-def _sweep(path: Path) -> None:
-    for folder in (path, path / ARRAYS):
-        with plain_errors(folder):
-            for stale in sorted(folder.glob("*.tmp")):
-                if stale.is_file() or stale.is_symlink():
-                    stale.unlink()

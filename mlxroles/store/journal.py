@@ -97,6 +97,28 @@ def read_journal(path: Path) -> JournalContent:
     return JournalContent(entries, torn)
 
 
+class Tail:
+    """The whole lines that were added to a file since it was last read."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file at ``path``, which need not exist yet, from its beginning."""
+        self.path, self._offset, self._file = path, 0, -1
+
+    def lines(self) -> list[bytes]:
+        """New lines; a file that was replaced is read from its beginning."""
+        try:
+            with self.path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                if facts.st_ino != self._file or facts.st_size < self._offset:
+                    self._file, self._offset = facts.st_ino, 0
+                file.seek(self._offset)
+                whole, end, _ = file.read().rpartition(b"\n")
+        except OSError:
+            return []
+        self._offset += len(whole) + len(end)
+        return [line for line in whole.split(b"\n") if line]
+
+
 def encode_line(entry: Mapping[str, object]) -> bytes:
     """The line that stands for an entry, with its line feed."""
     doc = _encode({"v": SCHEMA, **entry})

@@ -10,12 +10,19 @@ import json
 import os
 import socket
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlxroles.errors import LockedError
 from mlxroles.store.files import plain_errors, shown, write_all
 from mlxroles.text import safe_text
+
+_GLANCES = (0.02, 0.1)
+"""Seconds to wait for whoever only looks whether the lock is held, which takes an instant."""
+
+_BLOCK = 4096
+"""Bytes that the file takes of a disk."""
 
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 
@@ -34,7 +41,7 @@ class RunLock:
         self.notes: list[str] = []
         """What the user should know about this lock."""
         self._locked = True
-        with plain_errors(path):
+        with plain_errors(path, needed=_BLOCK):
             self._handle = self._open()
             try:
                 self._describe()
@@ -58,9 +65,14 @@ class RunLock:
 
     def _take(self, handle: int) -> None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(_refusal(self.path, _owner(handle))) from None
+            for patience in (*_GLANCES, None):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if patience is None:
+                        raise LockedError(_refusal(self.path, _owner(handle))) from None
+                    time.sleep(patience)
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlxroles.errors import IntegrityError, StoreError
-from mlxroles.plan import PLAN_VERSION
+from mlxroles.plan import MAY_DIFFER, PLAN_VERSION
 from mlxroles.store.files import plain, plain_errors, shown, write_json
 from mlxroles.text import safe_text
 
@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 SCHEMA = "mlxroles/run/1"
 
 _OWN = ("schema", "run_id", "experiment", "plan_version", "created", "identity", "drift")
-_HARMLESS = ("run.lock", ".DS_Store")
+_HARMLESS = ("run.lock", ".DS_Store", "shards", "claims", "events.jsonl")
 _SHOWN_FIELDS = 3
 
 
@@ -53,7 +53,7 @@ def read_manifest(path: Path) -> dict[str, object]:
         data = path.read_bytes()
     try:
         doc = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         doc = None
     if not isinstance(doc, dict) or not isinstance(doc.get("schema"), str):
         raise IntegrityError(
@@ -99,26 +99,64 @@ def agree(
         write_json(path, doc)
         return read_manifest(path)
     doc = read_manifest(path)
+    drift = _drift(path.parent, doc, asked, allow_drift)
+    found = doc.get("drift")
+    earlier = found if isinstance(found, list) else []
+    latest = {d["field"]: d["now"] for d in earlier}
+    new = [d | {"time": now} for d in drift if latest.get(d["field"], d["was"]) != d["now"]]
+    if new:
+        doc["drift"] = [*earlier, *new]
+        write_json(path, doc)
+    return doc
+
+
+def drift_notes(doc: Mapping[str, object], identity: Mapping[str, object]) -> list[str]:
+    """What to say of fields that may differ and do."""
+    asked = plain({"identity": identity})
+    assert isinstance(asked, dict)
+    return [
+        f"this run was begun with {field.rpartition('.')[2]} {_value(was)} and goes on with"
+        f" {_value(wanted)}: cells of the two may differ in their last digits"
+        for field, was, wanted in _differences({"identity": doc.get("identity")}, asked)
+        if field.removeprefix("identity.") in MAY_DIFFER
+    ]
+
+
+def agrees(folder: Path, doc: Mapping[str, object], identity: Mapping[str, object]) -> None:
+    """Checks that a run is the one that a second process wants to take part in.
+
+    Raises:
+        StoreError: it is another one.
+    """
+    asked = plain({"plan_version": PLAN_VERSION, "identity": identity})
+    assert isinstance(asked, dict)
+    _drift(folder, doc, asked, ())
+
+
+def _drift(
+    folder: Path, doc: Mapping[str, object], asked: Mapping[str, object], allowed: Sequence[str]
+) -> list[dict[str, object]]:
+    """The fields that differ and may.
+
+    Raises:
+        StoreError: another one differs.
+    """
     found = {key: doc.get(key) for key in asked}
     refused, drift = [], []
-    for field, was, wanted in _differences(found, asked):
+    for field, was, wanted in _differences(found, dict(asked)):
         short = field.removeprefix("identity.")
-        if any(f"{short}.".startswith(f"{allowed}.") for allowed in allow_drift):
-            drift.append({"field": short, "was": was, "now": wanted, "time": now})
+        if any(f"{short}.".startswith(f"{name}.") for name in (*allowed, *MAY_DIFFER)):
+            drift.append({"field": short, "was": was, "now": wanted})
         else:
             refused.append(f"{short} is {_value(was)} there and {_value(wanted)} here")
     if refused:
         more = len(refused) - _SHOWN_FIELDS
         listed = "; ".join(refused[:_SHOWN_FIELDS]) + (f"; and {more} more" if more > 0 else "")
         raise StoreError(
-            f"{shown(path.parent)} holds another run: {listed}. Choose another folder with --out,"
+            f"{shown(folder)} holds another run: {listed}. Choose another folder with --out,"
             " keep the old one aside with --fresh, or accept a field with --allow-drift"
         )
-    if drift:
-        earlier = doc.get("drift")
-        doc["drift"] = [*(earlier if isinstance(earlier, list) else []), *drift]
-        write_json(path, doc)
-    return doc
+    return drift
 
 
 def _differences(

@@ -59,8 +59,13 @@ def axes(path: Path) -> dict[str, tuple[str, ...]]:
             dataset = _own_dataset(file, path, name)
             if not dataset.is_scale:
                 # A scale lies in the root group under the axis name: "/layer".
-                found[name] = tuple(dim[0].name.lstrip("/") if dim else "" for dim in dataset.dims)
+                found[name] = tuple(_axis(dim) for dim in dataset.dims)
     return found
+
+
+def _axis(dim: h5py.Dataset) -> str:
+    """The name of an axis; a damaged file may have a scale without one."""
+    return (dim[0].name or "").lstrip("/") if dim else ""
 
 
 def _own_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:

@@ -30,4 +30,4 @@ def notes_of(folder: RunFolder, notes: Iterable[str], key: str = "notes") -> lis
     """
     found = read_summary(folder.path).get(key)
     earlier = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-    return list(dict.fromkeys([*earlier, *notes]))
+    return list(dict.fromkeys([*earlier, *folder.notes, *notes]))

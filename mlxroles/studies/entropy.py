@@ -16,6 +16,7 @@ import numpy as np
 
 from mlxroles.attention import NEAR, SUMMARIES
 from mlxroles.backend import mx
+from mlxroles.engine.pressure import relief
 from mlxroles.errors import ModelError, PromptError
 from mlxroles.events import Cell, Emit, RunFinished, Stage
 from mlxroles.forward import by_blocks
@@ -23,13 +24,17 @@ from mlxroles.models.model import Model
 from mlxroles.plan import cell_id, run_id
 from mlxroles.prompts import Message, Prompt
 from mlxroles.roles.contrast import contrast_of
-from mlxroles.runner import Result, run
-from mlxroles.studies import role_results
+from mlxroles.runner import Result
+from mlxroles.store.summary import SUMMARY
+from mlxroles.studies import role_results, together
 from mlxroles.studies.inputs import encoded
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.role_results import Analysis
 from mlxroles.studies.subject import Subject, attention_heads, memory_limit, text_config
+from mlxroles.studies.timed import Task, Watch, loads, sizes
 from mlxroles.text import format_bytes, safe_text
+from mlxroles.timing import Work
+from mlxroles.timing.work import passes
 
 BATCH_TOKENS = 4096
 """Tokens per batch: enough to read the weights once for many short prompts."""
@@ -37,6 +42,8 @@ SCORE_BYTES = 1 << 26
 """Attention scores of one layer, in float32, that may be in memory at once."""
 TABLE_SHARE = 0.5
 """Share of the memory that the table of a run, padded to its longest prompt, may take."""
+STATISTICS, PER_HEAD = 6.0, 0.02
+"""Seconds of statistics, figures and report, and of these per head; see ``timing.prediction``."""
 UNNAMED = "all"
 """The category of prompts that have none."""
 
@@ -150,7 +157,7 @@ class EntropyStudy:
             "kind": "entropy",
             "models": {name: self.subject.sides[name].identity for name in self.sides},
             "prompts": [[p.id, p.digest, p.category or UNNAMED] for p in self.prompts],
-            "computed_by": computed_by(),
+            "computed_by": computed_by(self.subject.parts),
         }
 
     def about(self) -> dict[str, Any]:
@@ -249,13 +256,18 @@ class EntropyStudy:
         self, emit: Emit, place: RunPlace, analysis: Analysis
     ) -> tuple[dict[str, Any], RunFinished]:
         """Captures what is not captured yet, then works out and writes everything else."""
+        together.begin(self, self.identity(), self.cells, self.subject.ranks)
+        watch = Watch()
         self.subject.check_weights()
         token_ids = {p.id: p.ids for p in self.prompts}
         with place.open(self.subject, self.identity(), token_ids, about=self.about()) as folder:
-            self.subject.on_load = lambda text: emit(Stage(text))
+            self.subject.tell(emit)
             title = f"entropy {self.subject.display}"
             notes = self.subject.notes
-            finished = run(self, self.cells, folder, emit, title=title, notes=notes)
+            watch.begin(self.task(), folder)
+            how: dict[str, Any] = {"notes": notes, "signs": vitals, "estimate": watch.estimate}
+            how["ranks"] = self.subject.ranks
+            finished = together.run(self, self.cells, folder, emit, title=title, **how)
             self.subject.release()
             doc = role_results.finish(
                 folder,
@@ -264,6 +276,10 @@ class EntropyStudy:
                 finished=finished,
                 tell=lambda text: emit(Stage(text)),
             )
+            estimate = watch.stop(finished)
+            if estimate is not None:
+                doc["estimate"] = estimate
+                folder.write_json(SUMMARY, doc)
         return doc, finished
 
     def plan(self) -> dict[str, Any]:
@@ -279,9 +295,25 @@ class EntropyStudy:
             "prompts": self.about()["prompts"],
             "notes": list(self.subject.notes),
             "tokens": tokens * len(self.sides),
+            "layer_calls": len(self.cells) * self.subject.n_layers,
             "weights_bytes": sum(side.n_bytes for side in sides),
             "disk_bytes": 2 * 4 * numbers * tokens * len(self.sides),
+            "seconds": self.task().seconds(),
         }
+
+    def task(self, pending: Sequence[Cell] | None = None) -> Task:
+        """What there is to do, for an estimate; ``pending`` are cells, all of them without it."""
+        cells = self.cells if pending is None else pending
+        of, batches = sizes(self.subject), self.batches(cells)
+        work = loads(self.subject, [batch.side for batch in batches]) + Work(cells=len(cells))
+        per_token = 4 * self.subject.n_layers * self._per_query()
+        for batch in batches:
+            rows, length = len(batch.prompts), self.prompts[batch.prompts[0]].n_tokens
+            work += passes(of, rows=rows, length=length)
+            work += Work(written=rows * length * per_token)
+        heads = self.subject.n_layers * max(attention_heads(self.subject), 1)
+        results = STATISTICS + PER_HEAD * heads * len(self.sides)
+        return Task("entropy", self.subject, work, results)
 
     def _tokens(self) -> int:
         return sum(p.n_tokens for p in self.prompts)
@@ -330,12 +362,14 @@ def summaries(
     size = max(1, SCORE_BYTES // (4 * heads * length * n_rows))
     if not model.network.anatomy.plain_cache:
         size = length
-    for first, part in by_blocks(model.network, tokens, keep=names, size=size):
-        for name, whole in found.items():
-            for layer in part.layers(name):
-                array = np.array(part[name, layer])
-                end = first + array.shape[2]
-                whole[:, layer, : array.shape[1], first:end] = array
+    for now in relief.cut(range(n_rows), model.network.ranks):
+        rows_now = slice(now[0], now[-1] + 1)
+        for first, part in by_blocks(model.network, tokens[rows_now], keep=names, size=size):
+            for name, whole in found.items():
+                for layer in part.layers(name):
+                    array = np.array(part[name, layer])
+                    end = first + array.shape[2]
+                    whole[rows_now, layer, : array.shape[1], first:end] = array
     return found
 
 

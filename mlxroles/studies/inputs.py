@@ -1,7 +1,7 @@
 """What goes into a study and what is measured: prompts as token ids, strings as targets."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,12 @@ from mlxroles import probes
 from mlxroles.errors import PromptError
 from mlxroles.probes import Target, Targets
 from mlxroles.prompts import Prompt, digest, encode, load_prompts
+from mlxroles.studies.encoded import Encoded
 from mlxroles.studies.subject import Subject
 from mlxroles.text import safe_text
 
 DEFAULT_PROMPT = "notepad"
 CONTROL_TEXT = Path(__file__).parent.parent / "data" / "control.txt"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as token ids, the same for both models."""
-
-    id: str
-    ids: tuple[int, ...]
-    digest: str
-    """SHA-256 of the ids."""
-    other: tuple[int, ...] = ()
-    """Ids of the same number whose activations serve as a control."""
-    category: str | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-        return len(self.ids)
 
 
 def encoded(

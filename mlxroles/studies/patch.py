@@ -15,7 +15,7 @@ from mlxroles.errors import SpecError
 from mlxroles.events import Cell
 from mlxroles.plan import LayerRange, cell_id, parse_layers, parse_positions
 from mlxroles.store.schema import Variable
-from mlxroles.studies.inputs import Encoded
+from mlxroles.studies.encoded import Encoded
 from mlxroles.text import safe_text
 
 SITES = ("resid_post", "resid_pre", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern")
@@ -110,6 +110,16 @@ class PatchGrid:
             return positions, (int(coords["head"]),)
         heads = coords.get("heads")
         return positions, None if heads is None else parse_heads(heads, self.n_heads).layers
+
+    def level(self, layer: int) -> int:
+        """0 for every fourth layer and the last, 1 for those half way between them, 2 for others.
+
+        The first two levels show the shape of a curve when there is no time for all.
+        """
+        at, last = self.layers.layers.index(layer), len(self.layers) - 1
+        if at % 4 == 0 or at == last:
+            return 0
+        return 1 if at % 2 == 0 else 2
 
     def cells(self) -> list[Cell]:
         """Every cell in the order of computing: baselines, then by prompt, direction and layer."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from mlxroles.text import format_bytes
 
 STATE_BYTES = 2 << 30
 """States of prompts that may be held at once; beyond it prompts go in groups."""
+
+FEW = 4
+"""Batches of one kind that are not worth an order of their own."""
 
 SILENCE = 5.0
 """Seconds after which a clean run is announced: large models take minutes for one."""
@@ -51,6 +54,8 @@ class Batch:
     """All that run, with those that are stored already."""
     prompts: tuple[int, ...]
     """Prompts whose clean runs they share."""
+    level: int = 0
+    """0 for layers that show the shape of the result, more for those between them."""
 
 
 class PatchWork:
@@ -82,6 +87,7 @@ class PatchWork:
         self.chain = targets.head.chain
         self.memory = memory.limit() if most is None else most
         self._states: dict[Passage, Clean] = {}
+        self._group: int | None = None
         self._last: tuple[tuple[Cell, ...], list[Answer]] | None = None
 
     # --- batches ------------------------------------------------------------------------------
@@ -97,8 +103,12 @@ class PatchWork:
         for batch in self._batches:
             cells = tuple(cell for cell in batch.rows if cell.id in wanted)
             if cells:
-                found.append(Batch(cells, batch.group, batch.rows, batch.prompts))
+                found.append(replace(batch, cells=cells))
         return found
+
+    def alone(self, cell: Cell) -> Batch:
+        """A batch of this cell, which runs without its neighbours."""
+        return replace(self.batches([cell])[0], rows=(cell,))
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -119,9 +129,26 @@ class PatchWork:
         made = []
         for key in sorted(alike):
             cells, prompts = alike[key], tuple(together[key[0], key[2]])
-            for rows in self._cut(cells, prompts):
-                made.append(Batch((), key[0], tuple(cells[n] for n in rows), prompts))
+            for level, rows in self._levels(cells, prompts):
+                made.append(Batch((), key[0], rows, prompts, level))
         return made
+
+    def _levels(
+        self, cells: Sequence[Cell], prompts: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[Cell, ...]]]:
+        """Cells that run together, and how soon they are wanted.
+
+        Where there are many batches, the layers that show the shape come in batches of their own.
+        """
+        whole = self._cut(cells, prompts)
+        if len(whole) <= FEW:
+            yield from ((0, tuple(cells[n] for n in rows)) for rows in whole)
+            return
+        by_level: dict[int, list[Cell]] = {}
+        for cell in cells:
+            by_level.setdefault(self.grid.level(int(cell.coords["layer"])), []).append(cell)
+        for level, own in sorted(by_level.items()):
+            yield from ((level, tuple(own[n] for n in rows)) for rows in self._cut(own, prompts))
 
     def _cut(self, cells: Sequence[Cell], prompts: tuple[int, ...]) -> list[list[int]]:
         """Indices of cells that run together."""
@@ -196,10 +223,11 @@ class PatchWork:
     def _sizes(self) -> memory.Sizes:
         """Of the models in memory, as their configs say: nothing is loaded yet."""
         sides = list(self.subject.sides.values())
-        held = [side.n_bytes for side in sides]
+        parts = self.subject.parts
+        held = [side.held_bytes(parts) for side in sides]
         weights = sum(held) if self.subject.resident > 1 else max(held)
         config = text_config(sides[0].config)
-        return memory.sizes_of_config(config, weights, self.subject.n_layers)
+        return memory.sizes_of_config(config, weights, self.subject.n_layers, parts=parts)
 
     @property
     def _state_bytes(self) -> int:
@@ -215,8 +243,10 @@ class PatchWork:
     # --- states -------------------------------------------------------------------------------
 
     def prepare(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """Runs the clean runs that a group of batches needs, one model after the other."""
-        self._states.clear()
+        """Runs the clean runs that batches of one group need, one model after the other."""
+        if self._group != batches[0].group:
+            self._group = batches[0].group
+            self._states.clear()
         wanted = sorted({key for batch in batches for key in self._needs(batch)})
         said = 0.0
         for n, key in enumerate(wanted, start=1):

@@ -7,15 +7,15 @@ from typing import Any
 from mlxroles import report
 from mlxroles.dashboard import svg
 from mlxroles.errors import SpecError
-from mlxroles.events import Emit, RunFinished, Stage
+from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.plan import run_id
 from mlxroles.plots import patch_figures
 from mlxroles.prompts import Prompt, digest, token_texts
-from mlxroles.runner import run
 from mlxroles.store.files import plain_errors, write_atomic
 from mlxroles.store.folder import Record, RunFolder
 from mlxroles.store.pack import pack
 from mlxroles.store.summary import SUMMARY, notes_of
+from mlxroles.studies import together
 from mlxroles.studies.inputs import encoded, several_tokens, targets_for, with_others
 from mlxroles.studies.patch import (
     CONTROLS,
@@ -25,11 +25,16 @@ from mlxroles.studies.patch import (
     PatchGrid,
     outputs,
 )
+from mlxroles.studies.patch_amounts import amounts
 from mlxroles.studies.patch_document import document, stored_cells
 from mlxroles.studies.patch_run import PatchWork
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, key_heads
+from mlxroles.studies.timed import Task, Watch
 from mlxroles.versions import now, versions
+
+FIGURES, PER_CELL = 1.3, 1e-3
+"""Seconds of figures and report, and per cell; see ``timing.prediction``."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class PatchSweep:
     """
 
     def __init__(self, subject: Subject, prompts: Sequence[Prompt], options: PatchOptions) -> None:
+        if subject.ranks is not None and options.memory is not None:
+            options = replace(options, memory=subject.ranks.least(options.memory))
         self.subject, self.options = subject, options
         self.targets = targets_for(subject, prompts, options.strings, options.token_ids)
         if options.site in HEAD_SITES:
@@ -100,7 +107,7 @@ class PatchSweep:
             "kind": "patch",
             "models": {name: side.identity for name, side in self.subject.sides.items()},
             "tokenizer": self.subject.tokenizer_identity(),
-            "computed_by": computed_by(),
+            "computed_by": computed_by(self.subject.parts),
             "prompts": [[p.id, p.digest, digest(p.other)] for p in grid.prompts],
             "layers": list(grid.layers.layers),
             "site": grid.site,
@@ -137,6 +144,32 @@ class PatchSweep:
             "memory_bytes": work.peak_bytes(),
             "over_memory": work.over_memory(),
             "disk_bytes": 4096 * len(self.cells),
+            "seconds": self.task(work).seconds(),
+        }
+
+    def task(self, work: PatchWork | None = None, pending: Sequence[Cell] | None = None) -> Task:
+        """What there is to do, for an estimate; ``pending`` are cells, all of them without it."""
+        if work is None:
+            most = self.options.memory
+            work = PatchWork(self.subject, self.grid, self.targets, decode=str, most=most)
+        amount = amounts(work, self.cells if pending is None else pending)
+        return Task("patch", self.subject, amount, FIGURES + PER_CELL * len(self.cells))
+
+    def _view(self) -> dict[str, Any]:
+        """What a display of the run needs to know beside its cells."""
+        grid = self.grid
+        return {
+            "kind": "patch",
+            "n_layers": self.subject.n_layers,
+            "layers": list(grid.layers.layers),
+            "directions": list(DIRECTIONS),
+            "headline": self.targets.headline,
+            "prompts": [p.id for p in grid.prompts],
+            "n_tokens": [p.n_tokens for p in grid.prompts],
+            "site": grid.site,
+            "positions": grid.positions,
+            "heads": grid.heads,
+            "n_heads": grid.n_heads,
         }
 
     def run(self, emit: Emit, place: RunPlace) -> tuple[dict[str, Any], RunFinished]:
@@ -145,31 +178,40 @@ class PatchSweep:
         Returns:
             The document, also written as ``summary.json``, and how the run ended.
         """
+        work = self._work()
+        together.begin(work, self.identity(), self.cells, self.subject.ranks)
+        watch = Watch()
         self.subject.check_weights()
         token_ids = {p.id: p.ids for p in self.grid.prompts}
-        with place.open(self.subject, self.identity(), token_ids) as folder:
-            self.subject.on_load = lambda text: emit(Stage(text))
-            work = PatchWork(
-                self.subject,
-                self.grid,
-                self.targets,
-                decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
-                seed=self.options.seed,
-                donor_head=self.options.donor_head,
-                most=self.options.memory,
-            )
+        about = {"view": self._view()}
+        with place.open(self.subject, self.identity(), token_ids, about=about) as folder:
+            self.subject.tell(emit)
             notes = self.subject.notes
             over = work.over_memory()
             notes += [] if over is None else [over]
             for shortcut, why in work.forbidden.items():
                 notes.append(f"cannot {shortcut}: {why}; the numbers are the same, it takes longer")
-            finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)
-            return self._write(folder, finished), finished
+            watch.begin(self.task(work), folder)
+            how: dict[str, Any] = {"notes": notes, "signs": vitals, "estimate": watch.estimate}
+            how["ranks"] = self.subject.ranks
+            finished = together.run(work, self.cells, folder, emit, title=self.title, **how)
+            return self._write(folder, finished, watch), finished
 
-    def _write(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
+    def _work(self) -> PatchWork:
+        return PatchWork(
+            self.subject,
+            self.grid,
+            self.targets,
+            decode=lambda token: token_texts([token], self.subject.tokenizer)[0],
+            seed=self.options.seed,
+            donor_head=self.options.donor_head,
+            most=self.options.memory,
+        )
+
+    def _write(self, folder: RunFolder, finished: RunFinished, watch: Watch) -> dict[str, Any]:
         """Everything derived: document, figures, report and the packed file."""
-        wanted = {cell.id for cell in self.cells}
-        records = [r for r in folder.records().values() if r.id in wanted]
+        known = folder.records()
+        records = [known[cell.id] for cell in self.cells if cell.id in known]
         failed = [{"cell": r.id, "error": r.error} for r in records if r.status != "ok"]
         about = {
             "run": str(folder.path),
@@ -203,9 +245,10 @@ class PatchSweep:
             page = report.html(doc, doc["figures"])
             write_atomic(folder.path / "report.html", page.encode())
             write_atomic(folder.path / "summary.md", report.markdown(doc).encode())
-        folder.write_json(SUMMARY, doc)
         coords, rows = packed(self.grid, records)
         pack(folder, outputs(), coords, records=rows)
+        doc["estimate"] = watch.stop(finished)
+        folder.write_json(SUMMARY, doc)
         return doc
 
 

@@ -14,18 +14,22 @@ import numpy as np
 from mlxroles import engine, probes, stats
 from mlxroles.backend import mx
 from mlxroles.errors import PromptError
-from mlxroles.events import Cell, Emit, RunFinished, Stage
+from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.models.model import Model
 from mlxroles.plan import cell_id, run_id
 from mlxroles.probes import Targets
 from mlxroles.prompts import Prompt, token_texts
-from mlxroles.runner import Result, run
+from mlxroles.runner import Result
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.summary import SUMMARY, notes_of
+from mlxroles.studies import together
 from mlxroles.studies.inputs import Encoded, encoded, several_tokens, targets_for
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.subject import Subject
+from mlxroles.studies.timed import Task, Watch, loads, sizes
 from mlxroles.text import safe_text
+from mlxroles.timing import NOTHING, Work
+from mlxroles.timing.work import passes
 from mlxroles.versions import now, versions
 
 SCHEMA = "mlxroles/probe/1"
@@ -108,7 +112,7 @@ class Probe:
             },
             "strings": self.targets.document(),
             "headline": self.targets.headline,
-            "computed_by": computed_by(),
+            "computed_by": computed_by(self.subject.parts),
         }
 
     # --- computing ----------------------------------------------------------------------------
@@ -139,13 +143,19 @@ class Probe:
 
     def run(self, emit: Emit, place: RunPlace) -> tuple[dict[str, Any], RunFinished]:
         """Measures what is not measured yet; the document is also written as ``summary.json``."""
+        together.begin(self, self.identity(), self.cells, self.subject.ranks)
+        watch = Watch()
         self.subject.check_weights()
         token_ids = {f"{n}/{p.id}": p.ids for n, rows in self.variants.items() for p in rows}
         with place.open(self.subject, self.identity(), token_ids) as folder:
-            self.subject.on_load = lambda text: emit(Stage(text))
+            self.subject.tell(emit)
             title, notes = f"probe {self.subject.display}", self.subject.notes
-            finished = run(self, self.cells, folder, emit, title=title, notes=notes)
+            watch.begin(self.task(), folder)
+            how: dict[str, Any] = {"notes": notes, "signs": vitals, "estimate": watch.estimate}
+            how["ranks"] = self.subject.ranks
+            finished = together.run(self, self.cells, folder, emit, title=title, **how)
             doc = self._document(folder, finished)
+            doc["estimate"] = watch.stop(finished)
             folder.write_json(SUMMARY, doc)
         return doc, finished
 
@@ -162,8 +172,24 @@ class Probe:
                 for name, rows in self.variants.items()
                 for p in rows
             ],
+            "layer_calls": len(self.cells) * self.subject.n_layers,
             "weights_bytes": sum(side.n_bytes for side in sides),
+            "disk_bytes": 4096 * len(self.cells),
+            "seconds": self.task().seconds(),
         }
+
+    def task(self, pending: Sequence[Cell] | None = None) -> Task:
+        """What there is to do, for an estimate; ``pending`` are cells, all of them without it."""
+        cells, of = self.cells if pending is None else pending, sizes(self.subject)
+        chains = [len(t.chain) - 1 for t in self.targets.strings if len(t.chain) > 1]
+        after = Work(blocks=of.n_layers, unembeds=1, tokens=of.n_layers * sum(chains))
+        each = Work(unembeds=1, reads=1, measures=1, cells=1) + (after if chains else NOTHING)
+        each += Work(reads=sum(chains), measures=sum(chains))
+        work = loads(self.subject, sorted({cell.coords["model"] for cell in cells}))
+        for cell in cells:
+            prompt = self.variants[cell.coords["variant"]][cell.coords["prompt"]]
+            work += passes(of, rows=1, length=prompt.n_tokens) + each
+        return Task("probe", self.subject, work, 0.02)
 
     def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
         records = folder.records()

@@ -4,7 +4,6 @@ Everything a plan and a manifest need is read from the folders' small files, so 
 pairing is refused and a dry run answered without touching the weights.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles.backend import memory, mx, on_gpu
+from mlxroles.engine.pressure import bound_cache, relief
 from mlxroles.errors import ModelError, PairError, PromptError
-from mlxroles.models import integrity
+from mlxroles.events import Emit, Note, Stage
+from mlxroles.machine import memory as machine
+from mlxroles.models import integrity, sharded
 from mlxroles.models.load import load
 from mlxroles.models.model import LEARNED_POSITIONS, Model
 from mlxroles.models.tokenizer import load_tokenizer
 from mlxroles.models.vetted import vet
 from mlxroles.pairs import Pair, resolve
 from mlxroles.prompts import same_tokenizer, tokenizer_digest
+from mlxroles.ranks import Ranks
 from mlxroles.snapshots import read_config, weight_files
 from mlxroles.text import format_bytes
 
@@ -89,6 +92,10 @@ class Side:
         """Size of the weights on disk, in bytes."""
         return sum(f.stat().st_size for f in weight_files(self.folder))
 
+    def held_bytes(self, parts: int) -> int:
+        """Bytes of the weights that one process holds where several hold the model."""
+        return self.n_bytes if parts == 1 else sharded.held_bytes(self.folder, parts)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer, or None where it has none."""
@@ -118,11 +125,25 @@ class Subject:
     resident: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
     """Passed on to ``load``."""
+    ranks: Ranks | None = None
+    """Processes that hold each model together; None where this one holds all of it."""
     on_load: Callable[[str], None] = lambda text: None
     """Told in words before a model is loaded."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the results should know about the models, one line each."""
     _loaded: dict[str, Model] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None:
+            for side in self.sides.values():
+                sharded.check(side.config, self.ranks.size)
+            relief.steady = True
+            self.notes.append(f"each model is divided over {self.ranks.size} processes")
+
+    @property
+    def parts(self) -> int:
+        """Number of processes over which each model is divided."""
+        return 1 if self.ranks is None else self.ranks.size
 
     @classmethod
     def of_pair(cls, pair: Pair, *, only: str | None = None, **fields: Any) -> "Subject":
@@ -258,14 +279,20 @@ class Subject:
         """Digests of vocabulary and chat template, or None without a tokenizer."""
         return None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
 
+    def tell(self, emit: Emit) -> None:
+        """Has a run's events told of loading, and of batches that had to become smaller."""
+        self.on_load = lambda text: emit(Stage(text))
+        relief.begin(lambda text: emit(Note(text)))
+
     def model(self, side: str) -> Model:
         """The loaded model of a side; with ``resident=1`` the other one is given up first."""
         if side not in self._loaded:
             if self.resident == 1:
                 self.release()
             self.on_load(f"loading {side} ({self.sides[side].folder.name})")
+            bound_cache()
             place = self.sides[side]
-            self._loaded[side] = loaded = load(place.folder, **self.options)
+            self._loaded[side] = loaded = load(place.folder, ranks=self.ranks, **self.options)
             for text in vet(loaded, place.identity["sha256"], place.n_bytes):
                 if f"{side}: {text}" not in self.notes:
                     self.notes.append(f"{side}: {text}")
@@ -298,14 +325,14 @@ def stream_width(subject: Subject) -> int:
 
 def memory_limit() -> int:
     """Bytes that models and arrays may take: what the device recommends, else the machine's."""
-    limit = memory().limit
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory().limit or machine.total()
 
 
 def fitting(subject: Subject) -> int:
     """How many of the study's models fit in memory at once: 2, or 1 where both are too large."""
-    total = sum(side.n_bytes for side in subject.sides.values())
-    return 1 if total > 0.7 * memory_limit() else 2
+    total = sum(side.held_bytes(subject.parts) for side in subject.sides.values())
+    found = 1 if total > 0.7 * memory_limit() else 2
+    return found if subject.ranks is None else subject.ranks.least(found)
 
 
 def _brief(value: object) -> str:

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 from mlxroles.anatomy import JOIN_LATE, START_LATE, forbidden_by_type
 from mlxroles.attribution.integrate import ways
+from mlxroles.engine.sweep import worth
 from mlxroles.models.implementation import module_name
 from mlxroles.studies.attribution.document import GRADIENT
 from mlxroles.studies.attribution.grid import DIRECTIONS, HEAD_SITES, AttributionGrid
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.subject import Subject, attention_heads, key_heads
+from mlxroles.studies.timed import sizes
+from mlxroles.timing import NOTHING, Work
+from mlxroles.timing.work import passes
+
+BY_HAND, WEIGHTS = frozenset({"q", "k", "pattern"}), 6.0
+"""Sites whose estimates need the attention weights, and what attention costs with these."""
+STARTED = 0.6
+"""Share of a prompt that exact runs compute, about: they start where they are edited."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Cost:
     """Of ``--verify``, at most."""
     exact_runs_layer_calls: int
     """Of these, about."""
+    work: Work
+    """Of all of it, for an estimate of the time; the weights' loading left out."""
 
     @classmethod
     def of(cls, subject: Subject, grid: AttributionGrid) -> "Cost":
@@ -42,7 +53,7 @@ class _Count:
     """The sums behind a cost."""
 
     def __init__(self, subject: Subject, grid: AttributionGrid) -> None:
-        self.grid, self.n_layers = grid, subject.n_layers
+        self.grid, self.n_layers, self.sizes = grid, subject.n_layers, sizes(subject)
         heads, kv_heads = max(attention_heads(subject), 1), max(key_heads(subject), 1)
         self.heads = {s: kv_heads if s in ("k", "v") else heads for s in HEAD_SITES}
         forbidden = forbidden_by_type(module_name(next(iter(subject.sides.values())).config))
@@ -54,6 +65,7 @@ class _Count:
         gradients = sum(map(self._gradient_layers, self.grid.prompts))
         cells, exact = self._exact()
         runs, calls = self._verified()
+        work = sum((self._work(prompt, calls, runs) for prompt in self.grid.prompts), NOTHING)
         return Cost(
             gradient_layers=gradients,
             layer_calls=clean + GRADIENT * gradients,
@@ -61,7 +73,24 @@ class _Count:
             exact_layer_calls=clean + round(exact),
             exact_runs=runs,
             exact_runs_layer_calls=calls,
+            work=work,
         )
+
+    def _work(self, prompt: Encoded, calls: int, runs: int) -> Work:
+        """Of one prompt: clean runs, gradients, and its part of the exact runs."""
+        n, length, share = self.n_layers, prompt.n_tokens, len(self.grid.prompts)
+        clean = passes(self.sizes, rows=1, length=length, times=2)
+        work = clean + passes(
+            self.sizes, rows=1, length=length, times=GRADIENT * self._gradient_layers(prompt) / n
+        )
+        if BY_HAND.intersection(self.grid.sites):
+            work += Work(pairs=(WEIGHTS - 1) * work.pairs)
+        if runs:
+            whole = passes(self.sizes, rows=1, length=length, times=calls / n / share)
+            together = max(1, worth() // length)
+            work += clean + whole * STARTED + Work(blocks=whole.blocks * (1 / together - STARTED))
+        heads = len(DIRECTIONS) + 2 + runs / share
+        return work + Work(unembeds=heads, reads=heads, measures=heads)
 
     def _gradient_layers(self, prompt: Encoded) -> int:
         grid, n = self.grid, self.n_layers

@@ -23,7 +23,7 @@ from mlxroles.store.schema import Variable
 from mlxroles.text import safe_text
 
 if TYPE_CHECKING:
-    from mlxroles.studies.inputs import Encoded
+    from mlxroles.studies.encoded import Encoded
 
 STREAM_SITES = ("resid_post", "attn_out", "mlp_out")
 HEAD_SITES = ("z", "q", "k", "v", "pattern")

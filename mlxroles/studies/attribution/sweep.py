@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlxroles.documents import recipient
 from mlxroles.errors import SpecError
-from mlxroles.events import Emit, RunFinished, Stage
+from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.plan import run_id
 from mlxroles.prompts import Prompt, token_texts
 from mlxroles.report.attribution.rows import metric_name
@@ -29,9 +30,11 @@ from mlxroles.studies.attribution.grid import (
 from mlxroles.studies.attribution.run import AttributionWork, state_bytes
 from mlxroles.studies.attribution.stored import Stored
 from mlxroles.studies.inputs import encoded, targets_for
-from mlxroles.studies.place import RunPlace, computed_by
+from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, memory_limit
+from mlxroles.studies.timed import Task, Watch, loads
 from mlxroles.text import format_bytes, safe_text
+from mlxroles.timing import Work
 from mlxroles.versions import now, versions
 
 HELD = 4
@@ -39,6 +42,9 @@ HELD = 4
 MOST_PATTERNS = 0.2
 """Share of the memory that attention patterns may take without being asked for by name."""
 
+
+FIGURES, EDGES = 2.9, 1.0
+"""Seconds of figures and report, and of those of edges; see ``timing.prediction``."""
 
 MOST_POINTS = 64
 """Points of ``--ig`` beyond which nothing is gained."""
@@ -206,7 +212,20 @@ class AttributionSweep:
             "weights_bytes": weights,
             "memory_bytes": resident + 4 * state_bytes(self.subject, self.grid),
             "disk_bytes": sum(self._array_bytes(p) for p in range(prompts)),
+            "seconds": self.task().seconds(),
         }
+
+    def task(self, pending: Sequence[Cell] | None = None) -> Task:
+        """What there is to do, for an estimate; ``pending`` are cells, all of them without it.
+
+        Cells of one run are taken to cost the same.
+        """
+        share = 1.0 if pending is None else len(pending) / len(self.cells)
+        written = sum(self._array_bytes(p) for p in range(len(self.grid.prompts)))
+        work = self.cost.work + Work(cells=len(self.cells), written=written)
+        order = ("base", "instruct", *(recipient(d) for d in DIRECTIONS)) if share else ()
+        results = FIGURES + EDGES * self.grid.edges
+        return Task("attribution", self.subject, work * share + loads(self.subject, order), results)
 
     def _array_bytes(self, p: int) -> int:
         """Bytes of a prompt's stored arrays, in the run folder and packed."""
@@ -221,10 +240,11 @@ class AttributionSweep:
         Returns:
             The document, also written as ``summary.json``, and how the run ended.
         """
+        watch = Watch()
         self.subject.check_weights()
         token_ids = {p.id: p.ids for p in self.grid.prompts}
         with place.open(self.subject, self.identity(), token_ids) as folder:
-            self.subject.on_load = lambda text: emit(Stage(text))
+            self.subject.tell(emit)
             work = AttributionWork(
                 self.subject,
                 self.grid,
@@ -236,16 +256,20 @@ class AttributionSweep:
                 most=self.options.memory,
             )
             notes = self.subject.notes
-            finished = run(work, self.cells, folder, emit, title=self.title, notes=notes)
-            return self._write(folder, finished), finished
+            watch.begin(self.task(), folder)
+            how: dict[str, Any] = {"notes": notes, "signs": vitals, "estimate": watch.estimate}
+            finished = run(work, self.cells, folder, emit, title=self.title, **how)
+            return self._write(folder, finished, watch), finished
 
     def _stored(self, folder: RunFolder) -> Stored:
-        return Stored(self.grid, folder.records().values(), folder.arrays)
+        # by name: in whatever order they were computed, the results are the same
+        records = sorted(folder.records().values(), key=lambda record: record.id)
+        return Stored(self.grid, records, folder.arrays)
 
-    def _write(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
+    def _write(self, folder: RunFolder, finished: RunFinished, watch: Watch) -> dict[str, Any]:
         """Everything derived: document, packed file, figures and report."""
-        wanted = {cell.id for cell in self.cells}
-        records = [r for r in folder.records().values() if r.id in wanted]
+        known = folder.records()
+        records = [known[cell.id] for cell in self.cells if cell.id in known]
         stored = self._stored(folder)
         texts = [token_texts(list(p.ids), self.subject.tokenizer) for p in self.grid.prompts]
         about = {
@@ -281,6 +305,7 @@ class AttributionSweep:
             **self._packed(stored),
         )
         results.write(folder.path, doc)
+        doc["estimate"] = watch.stop(finished)
         folder.write_json(SUMMARY, doc)
         return doc
 
