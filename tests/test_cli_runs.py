@@ -526,6 +526,22 @@ def test_texts_of_a_table_cannot_become_formulas(own, tmp_path, call):
     assert "-3.5" in {row["value"] for row in rows if row["measure"] == "log_odds"}
 
 
+@pytest.mark.parametrize("kind", ["patch", "attribution"])
+def test_parquet_holds_the_rows_of_the_csv(made, tmp_path, call, kind):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="platform: no pyarrow here")
+    for form in ("csv", "parquet"):
+        assert call("export", made[kind], "--out", tmp_path / f"t.{form}")[0] == 0
+    table = parquet.read_table(tmp_path / "t.parquet").to_pydict()
+    rows = rows_of(tmp_path / "t.csv")
+    assert len(rows) == len(table["value"]) > 0
+    for name in rows[0]:
+        for row, value in zip(rows, table[name], strict=True):
+            if isinstance(value, float):
+                assert float(row[name] or "nan") == pytest.approx(value, nan_ok=True, abs=0)
+            else:
+                assert row[name] == ("" if value is None else str(value))
+
+
 def test_parquet_without_its_package_says_what_to_install(made, tmp_path, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     line = refused(call("export", made["probe"], "--out", tmp_path / "t.parquet"))

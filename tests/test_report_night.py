@@ -9,8 +9,10 @@ import made_nights
 import patch_docs
 import pytest
 import role_docs
+from click.testing import CliRunner
 from made_nights import Made, at, done, history, make, started
 
+from mlxroles.cli.report import command
 from mlxroles.errors import StoreError
 from mlxroles.events import Died, Note, Slept
 from mlxroles.report import night
@@ -306,6 +308,23 @@ def test_results_that_were_moved_as_a_whole(results):
     assert doc["look_first"] == []
 
 
+def test_lines_of_a_history_that_are_not_what_they_say_are_passed_over(results):
+    sweep = make(results, [Made(done(0, "layers"), patched(), history(0))])
+    path = results / "patch_tiny" / f"{0:012x}" / "events.jsonl"
+    lines = [
+        {"t": at(1), "rank": 0, "event": "died", "cells": 7, "cause": None},
+        {"t": at(1), "rank": 0, "event": "slept", "seconds": "long"},
+        {"t": at(1), "rank": 0, "event": "vitals", "active": "x"},
+        {"t": at(1), "rank": 0, **started(), "cells": 10**30},
+        {"t": 7, "rank": 0, "event": "note", "text": None},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    path.write_text(path.read_text() + text + '{"t": "torn')
+    _, doc, _ = read(sweep)
+    assert [span["how"] for span in doc["hours"]["rows"][0]["spans"]] == ["finished"]
+    assert doc["look_first"] == []
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     with pytest.raises(StoreError):
         night.write(tmp_path / "nowhere")
@@ -507,6 +526,15 @@ def test_memory_notes_are_told_once_with_the_runs_that_made_them(results):
     _, doc, _ = read(make(results, made))
     [one] = doc["look_first"]
     assert (one["title"], one["text"]) == ("Memory: m0, m1", text)
+
+
+def test_the_command_report_takes_a_sweep(results, monkeypatch):
+    make(results, [Made(done(0, "layers"), patched(), history(0))])
+    monkeypatch.chdir(results.parent)
+    told = CliRunner().invoke(command, ["0123", "--json"], standalone_mode=False)
+    assert json.loads(told.stdout)["schema"] == "mlxroles/night/1"
+    told = CliRunner().invoke(command, ["results/sweep_night/0123abcd"], standalone_mode=False)
+    assert told.stdout == "results/sweep_night/0123abcd/report.html\n"
 
 
 def test_the_report_is_made_again_from_the_same_folder(results):

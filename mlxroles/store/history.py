@@ -87,7 +87,7 @@ def decoded(lines: Sequence[bytes]) -> Iterator[Line]:
         try:
             doc = json.loads(text)
             yield Line(str(doc["t"]), int(doc.get("rank", 0)), _decode(doc))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 
