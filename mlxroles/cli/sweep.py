@@ -15,6 +15,7 @@ from mlxroles.cli.options import json_option, plain_option
 from mlxroles.cli.output import note, print_json, print_table
 from mlxroles.cli.plan import allowed, ending
 from mlxroles.cli.results import FAILED_CELLS, RESULTS, SIGNALS
+from mlxroles.errors import SpecError
 from mlxroles.spec import Experiment, Queue, read_queue
 from mlxroles.text import format_seconds
 
@@ -47,7 +48,7 @@ def command(**given: Any) -> int:
     that is printed.
 
     Several machines that see one results folder share the cells of each experiment:
-    `mlx.launch --hosts a,b mlxroles sweep FILE.toml`.
+    `mlx.launch --hosts a,b -- /path/to/mlxroles sweep FILE.toml`.
 
     \b
     Examples:
@@ -96,6 +97,11 @@ def _planned(experiment: Experiment) -> "Planned":
     from mlxroles.overnight.queue import Planned
 
     kind, *words = arguments(experiment)
+    if "--shard" in words:
+        raise SpecError(
+            f"{experiment.source}: a divided model is no part of a queue: "
+            "mlx.launch -n 2 -- mlxroles run FILE"
+        )
     known = {word for parameter in command_of(experiment).params for word in parameter.opts}
     switches = ["--plain"] if "--plain" in known else []
     # in front: behind a -- everything is an argument
@@ -193,12 +199,17 @@ def _say(state: "QueueState", page: Path, *, as_json: bool) -> None:
             entry.status,
             f"{entry.done}/{entry.cells}" if entry.cells else "",
             format_seconds(entry.seconds),
-            entry.error or entry.sentence or "",
+            entry.error or entry.brief or _first(entry.sentence),
         ]
         for entry in state.entries
     ]
     print_table(_sentence(state), ["experiment", "status", "#cells", "#time", "found"], rows)
     click.echo(page)
+
+
+def _first(text: str | None) -> str:
+    """The first sentence of a finding."""
+    return (text or "").partition(". ")[0]
 
 
 def _sentence(state: "QueueState") -> str:

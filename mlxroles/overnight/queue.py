@@ -64,7 +64,8 @@ def begin(
             entry.estimate_high = before.estimate_high
             if before.status == "done" and not before.failed and _is_still_true(before):
                 entry.status, entry.cells, entry.done = "done", before.cells, before.done
-                entry.restored, entry.sentence = before.done, before.sentence
+                entry.restored = before.done
+                take_findings(entry)
     state.pid, state.host = os.getpid(), socket.gethostname()
     return state
 
@@ -90,14 +91,16 @@ def _is_still_true(entry: Entry) -> bool:
     return models == {name: file_facts(Path(str(f))) for name, f in folders.items()}
 
 
-def sentence_of(run: Path) -> str | None:
-    """What a run has found, in one sentence, from its summary."""
+def take_findings(entry: Entry) -> None:
+    """Takes what a run has found from its summary."""
+    if entry.run is None:
+        return
     try:
-        doc = json.loads((run / "summary.json").read_bytes())
+        doc = json.loads((Path(entry.run) / "summary.json").read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(doc, dict):
-        return None
-    inner = doc.get("summary")
-    found = doc.get("sentence") or (inner.get("sentence") if isinstance(inner, dict) else None)
-    return str(found) if found else None
+        return
+    if isinstance(doc, dict):
+        inner = doc.get("summary")
+        said = {**doc, **(inner if isinstance(inner, dict) else {})}
+        entry.sentence = str(said["sentence"]) if said.get("sentence") else None
+        entry.brief = str(said["brief"]) if said.get("brief") else None

@@ -17,12 +17,11 @@ from mlxroles.events import (
     Note,
     RunFinished,
     RunStarted,
-    Slept,
 )
 from mlxroles.machine import power
 from mlxroles.machine.clock import SleepWatch
 from mlxroles.overnight.child import LEAST_HANG, Child
-from mlxroles.overnight.queue import sentence_of
+from mlxroles.overnight.queue import take_findings
 from mlxroles.overnight.ranks import Ranks
 from mlxroles.runner.noted import SIGNALS
 from mlxroles.store.sweep_state import LAST_EVENTS, Entry, QueueState
@@ -188,8 +187,6 @@ class Supervisor:
                 case CellFailed(cell, error):
                     entry.failed += 1
                     self.tell(f"{entry.name}: failed {cell.id}: {error}")
-                case Slept(seconds):
-                    self.state.slept += seconds
                 case Note(text):
                     self.tell(f"{entry.name}: {text}")
                 case RunFinished(done, failed):
@@ -201,7 +198,7 @@ class Supervisor:
         if code in DONE:
             is_whole = entry.cells is None or entry.done + entry.failed >= entry.cells
             entry.status = "done" if is_whole else "waiting" if coarse else "left"
-            entry.sentence = None if entry.run is None else sentence_of(Path(entry.run))
+            take_findings(entry)
             how = "done" if is_whole else f"{entry.done} of {entry.cells} cells"
             self.tell(f"{entry.name}: {how} in {format_seconds(entry.seconds)}", "progress")
             return True
@@ -249,8 +246,7 @@ class Supervisor:
             self._written = now
             slept = self._sleep.slept()
             if slept:
-                self.state.slept += slept
-                self.tell(f"the machine slept for {format_seconds(slept)}")
+                self.state.slept += slept  # the run tells of it
             warnings = power.warnings()
             for text in warnings:
                 if text not in self._warned:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxroles.report import page, roles, summary, wording
 
-__all__ = ["html", "markdown", "sentence"]
+__all__ = ["brief", "html", "markdown", "sentence"]
 
 _ENTROPY = "mlxroles/entropy/"
 
@@ -30,6 +30,11 @@ def markdown(doc: Mapping[str, Any]) -> str:
 def sentence(doc: Mapping[str, Any]) -> str:
     """What the run found, in one to a few sentences."""
     return roles.sentence(doc) if _is_entropy(doc) else wording.sentence(doc)
+
+
+def brief(doc: Mapping[str, Any]) -> str:
+    """What a patch run found, in half a line; empty for other runs and without a number."""
+    return "" if _is_entropy(doc) else wording.brief(doc)
 
 
 def _is_entropy(doc: Mapping[str, Any]) -> bool:

@@ -31,6 +31,29 @@ def sentence(doc: Mapping[str, Any]) -> str:
     return " ".join([*parts, trust]).strip()
 
 
+def brief(doc: Mapping[str, Any]) -> str:
+    """The same in half a line, for lists of many runs: ``i→b half at layer 3 (R 0.82, ...)``."""
+    found = [documents.finding(doc, direction) for direction in documents.directions(doc)]
+    if found and all(each.nothing_to_recover for each in found):
+        is_small = abs(found[0].gap) >= documents.SMALL_GAP
+        return "no decision to trace" if is_small else "nothing to recover: the models agree"
+    return " · ".join(filter(None, (_brief(doc, each) for each in found)))
+
+
+def _brief(doc: Mapping[str, Any], found: Finding) -> str:
+    """One direction of :func:`brief`; nothing where no layer has a number."""
+    layer = found.deciding_layer
+    if layer is None:
+        return ""
+    way = f"{documents.donor(found.direction)[0]}→{documents.recipient(found.direction)[0]}"
+    share = documents.number(documents.cells(doc, found.direction)[layer], "recovery")
+    most = "half" if found.half_layer is not None else "never half, most"
+    control = found.matched_by or (found.strongest_control or ())[::2]
+    against = f", control {control[1]:.2f}" if control else ""
+    same = ", not specific" if found.matched_by else ""
+    return f"{way} {most} at layer {layer} (R {share:.2f}{against}{same})"
+
+
 def caution(doc: Mapping[str, Any]) -> str:
     """What a reader must know about this kind of patch, or an empty string."""
     if doc.get("site") != "resid_post" or doc.get("positions") != "all":

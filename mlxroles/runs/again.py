@@ -52,6 +52,7 @@ def patch_document(folder: RunFolder, earlier: Mapping[str, Any]) -> Doc:
     )
     if any(doc[direction] for direction in patches.DIRECTIONS):
         doc["summary"]["sentence"] = report.sentence(doc)
+        doc["summary"]["brief"] = report.brief(doc)
     return doc
 
 

@@ -28,6 +28,8 @@ from mlxroles.events import (
 from mlxroles.store.files import plain, write_all
 
 HISTORY = "events.jsonl"
+MOST_CELLS = 10_000_000
+"""Cells of a plan that a history may speak of; more are damage."""
 
 _PLAIN: Mapping[str, type[Stage | Note | Vitals | Died | Slept | RunFinished]] = {
     "stage": Stage,
@@ -116,6 +118,8 @@ def _encode(event: Event) -> dict[str, Any] | None:
 def _decode(doc: Mapping[str, Any]) -> Event:
     name = doc["event"]
     if name == "started":
+        if not 0 <= int(doc["cells"]) <= MOST_CELLS:
+            raise ValueError("no such plan")
         cells = (Cell(""),) * int(doc["cells"])
         view, estimate = doc.get("view") or {}, doc.get("estimate")
         rank, done = int(doc.get("rank", 0)), int(doc["done"])

@@ -52,6 +52,8 @@ class Entry:
     error: str | None = None
     sentence: str | None = None
     """What was found."""
+    brief: str | None = None
+    """The same in half a line, where that can be said."""
 
 
 @dataclass

@@ -236,6 +236,7 @@ class PatchSweep:
         )
         if any(doc[d] for d in DIRECTIONS):
             doc["summary"]["sentence"] = report.sentence(doc)
+            doc["summary"]["brief"] = report.brief(doc)
             figures = folder.path / "figures"
             picture = figures / "dashboard.svg"
             with plain_errors(figures):
