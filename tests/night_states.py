@@ -55,6 +55,7 @@ class Entry:
     deaths: int = 0
     error: str | None = None
     sentence: str | None = None
+    brief: str | None = None
     argv: list[str] = field(default_factory=list)
     priority: int = 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlxroles import documents
 from mlxroles.errors import StoreError
-from mlxroles.report import html, markdown, sentence
+from mlxroles.report import brief, html, markdown, sentence
 from mlxroles.report.rows import facts, layer_grid
 from mlxroles.report.summary import escape
 
@@ -61,6 +61,22 @@ def test_one_prompt():
         "half of the tool decision at the output of layer 3 of 0..5 (R = 0.65); up to there the "
         "controls reach at most R = 0.08 (other prompt). One prompt: no interval."
     )
+
+
+def test_half_a_line_for_lists_of_runs():
+    doc = patch_docs.patch_doc(6)
+    assert brief(doc) == (
+        "i→b half at layer 3 (R 0.65, control 0.08) · b→i half at layer 3 (R 0.65, control 0.08)"
+    )
+    doc["controls"]["other_prompt"]["instruct_to_base"]["3"]["recovery"] = 0.7
+    assert brief(doc).startswith("i→b half at layer 3 (R 0.65, control 0.70, not specific)")
+    for values in doc["instruct_to_base"].values():
+        values["recovery"] = min(values["recovery"], 0.3)
+    assert brief(doc).startswith("i→b never half, most at layer 3 (R 0.30, control 0.70")
+    for values in doc["instruct_to_base"].values():
+        values.update(dict.fromkeys(("effect", "recovery")))
+    assert brief(doc) == "b→i half at layer 3 (R 0.65, control 0.08)"
+    assert brief({"schema": "mlxroles/entropy/1"}) == ""
 
 
 def test_several_prompts_carry_their_interval(one_direction):

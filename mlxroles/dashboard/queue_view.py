@@ -123,7 +123,7 @@ def _entries(
     for entry in shown:
         lines.append(_entry(entry, guess, run if entry.status == "running" else None, width))
         if entry.number in below:
-            found = safe_text(entry.sentence or "", limit=300)
+            found = safe_text(entry.brief or entry.sentence or "", limit=300)
             lines.append(clipped(Text(f"     {found}", style="dim italic"), width))
     rest = _rest([e for e in queue.entries if e not in shown], guess)
     return [*lines, *([clipped(rest, width)] if rest is not None else [])][:height]
@@ -169,7 +169,7 @@ def _entry(entry: Entry, guess: Forecast, run: RunState | None, width: int) -> T
         at = room + 5 + 30
         if text.cell_len < at:
             text.append(" " * (at - text.cell_len))
-        text.append(f"  {safe_text(entry.sentence, limit=300)}", "dim italic")
+        text.append(f"  {safe_text(entry.brief or entry.sentence, limit=300)}", "dim italic")
     return clipped(text, width)
 
 
