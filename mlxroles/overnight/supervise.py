@@ -42,6 +42,9 @@ BEAT = 0.25
 WRITE = 2.0
 """Seconds between two looks at a process, and two writings of the state."""
 
+POWER = 60.0
+"""Seconds between two looks at the battery."""
+
 Show = Callable[[QueueState, Sequence[Event]], None]
 """Takes the state and what the current run has told since the last call; a few times a second."""
 
@@ -70,6 +73,7 @@ class Supervisor:
     _fresh: list[Event] = field(default_factory=list)
     _sleep: SleepWatch = field(default_factory=SleepWatch)
     _warned: list[str] = field(default_factory=list)
+    _next_power: float = 0.0
 
     def lead(self) -> QueueState:
         """Runs what is not done yet; returns the final state, which is also on disk."""
@@ -247,11 +251,7 @@ class Supervisor:
             slept = self._sleep.slept()
             if slept:
                 self.state.slept += slept  # the run tells of it
-            warnings = power.warnings()
-            for text in warnings:
-                if text not in self._warned:
-                    self.tell(text)
-            self._warned = warnings
+            self._look_at_power(now)
             before = {r["rank"] for r in self.state.ranks if r["alive"]}
             self.state.ranks = self.ranks.seen()
             for rank in self.state.ranks:
@@ -260,6 +260,17 @@ class Supervisor:
             self.state.write()
         fresh, self._fresh = self._fresh, []
         self.show(self.state, fresh)
+
+    def _look_at_power(self, now: float) -> None:
+        """Says once what stands against a long run; asking takes a process on a Mac."""
+        if now < self._next_power:
+            return
+        self._next_power = now + POWER
+        warnings = power.warnings()
+        for text in warnings:
+            if text not in self._warned:
+                self.tell(text)
+        self._warned = warnings
 
     @contextmanager
     def _signals(self) -> Generator[None]:

@@ -5,6 +5,7 @@ the runner stores what was computed while the next batch computes, records what 
 batches with other machines, and leaves at the first signal with the running batch stored.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from mlxroles.events import (
     RunFinished,
     RunStarted,
 )
+from mlxroles.machine.power import awake
 from mlxroles.runner.deaths import sorted_out, suspects
 from mlxroles.runner.job import SAME_CAUSE, Job, in_order
 from mlxroles.runner.noted import Noted, noted_signals
@@ -85,7 +87,7 @@ def run(
     noted = Noted(wishes.until)
     writer = Writer(folder, emit, stored)
     told = None if signs is None else lambda: replace(signs(), tokens=writer.tokens)
-    with noted_signals(noted), heartbeat(emit, noted, told):
+    with noted_signals(noted), heartbeat(emit, noted, told), awake(os.getpid()):
         job = Job(study, writer, emit, noted, clock=clock)
         try:
             _work(job, pending, folder, wishes, is_shared=wishes.size > 1 and stored is None)

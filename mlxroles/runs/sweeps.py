@@ -29,7 +29,6 @@ def sweep_state(path: Path) -> dict[str, Any]:
     entries = [_entry(one) for one in _list(doc.get("entries")) if isinstance(one, Mapping)]
     is_whole = bool(doc.get("finished")) and all(e["status"] in _ENDED for e in entries)
     is_done = is_whole and all(e["status"] == "done" and not e["failed"] for e in entries)
-    is_clean = all(e["status"] == "done" and not e["failed"] for e in entries)
     argv = queue.get("argv")
     return {
         "schema": "mlxroles/status/1",
