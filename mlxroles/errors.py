@@ -14,6 +14,11 @@ A message says what was found, what was expected and what to do, in one line. Pr
 mistakes are plain ``ValueError`` or ``assert`` and keep their traceback.
 """
 
+FAILED_CELLS = 3
+"""Exit status of a run that came to its end with cells that could not be computed."""
+SIGNAL_STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+"""Exit status of a run that a signal ended."""
+
 
 class MlxrolesError(Exception):
     """Base of every error that the command line prints as one line without a traceback."""

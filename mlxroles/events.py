@@ -91,6 +91,8 @@ class Vitals:
     """Layers run since the process began, one whole prompt counting as 1."""
     tokens: int
     """Tokens run through a model since the process began."""
+    cells: int = 0
+    """Cells that the process has stored."""
 
 
 @dataclass(frozen=True)

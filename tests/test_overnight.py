@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxroles.overnight import child as child_module
+from mlxroles.overnight import supervise
 from mlxroles.overnight.queue import Planned, begin, folder_of
 from mlxroles.overnight.ranks import Ranks
 from mlxroles.overnight.supervise import Supervisor
@@ -80,8 +81,8 @@ def test_a_process_that_dies_once_costs_nothing(fault):
     assert numbers("a") == undisturbed()
 
 
-@pytest.mark.parametrize("fault", ["abort", "kill"])
-def test_a_cell_that_processes_die_of_is_tried_alone_and_recorded(fault):
+@pytest.mark.parametrize(("fault", "deaths"), [("abort", 3), ("kill", 5)])
+def test_a_cell_that_processes_die_of_is_tried_alone_and_recorded(fault, deaths):
     state = supervised(experiment("a", faults=f"{fault}@4"), experiment("b"))
     a, b = state.entries
     assert (a.status, a.done, a.failed, b.status) == ("done", 11, 1, "done")
@@ -91,7 +92,8 @@ def test_a_cell_that_processes_die_of_is_tried_alone_and_recorded(fault):
         record = folder.records()["cell/L04"]
     assert record.status == "failed"
     assert "SIG" in str(record.error)
-    assert record.attempt == 3
+    # what may come from outside is held against a cell half as much
+    assert record.attempt == deaths
 
 
 def test_a_process_that_hangs_is_ended_and_started_again():
@@ -102,12 +104,72 @@ def test_a_process_that_hangs_is_ended_and_started_again():
     assert numbers("a") == undisturbed()
 
 
-def test_an_experiment_whose_process_dies_three_times_without_progress_is_left():
-    state = supervised(experiment("a", faults="abort@0,abort@1,abort@2"), experiment("b"))
+def test_cells_that_kill_cost_only_themselves_wherever_they_are():
+    state = supervised(experiment("a", faults="abort@0,abort@1,abort@11"))
+    (entry,) = state.entries
+    assert (entry.status, entry.done, entry.failed) == ("done", 9, 3)
+    expected = undisturbed()
+    gone = {"cell/L00", "cell/L01", "cell/L11"}
+    assert numbers("a") == {k: v for k, v in expected.items() if k not in gone}
+
+
+def test_an_experiment_whose_processes_die_of_everything_is_left():
+    faults = ",".join(f"abort@{n}" for n in range(12))
+    state = supervised(experiment("a", faults=faults), experiment("b"))
     a, b = state.entries
     assert a.status == "failed"
-    assert "3 times in a row" in a.error
+    assert "7 times in a row" in a.error
     assert b.status == "done"
+
+
+def test_an_experiment_that_dies_before_it_computes_is_left_after_three_deaths():
+    state = supervised(experiment("a", early="abort"), experiment("b"))
+    a, b = state.entries
+    assert (a.status, a.deaths, b.status) == ("failed", 3, "done")
+
+
+def test_a_second_signal_is_not_held_against_the_cells():
+    one = experiment("a", seconds=3.0, cells=3)
+    process = in_background(one)
+    wait_for(lambda: Path("results/toy/a/events.jsonl").exists())
+    wait_for(lambda: "batch" in Path("results/toy/a/events.jsonl").read_text())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.strip() == "SIGINT"
+    assert not [e for *_, e in read_history(Path("results/toy/a")) if type(e).__name__ == "Died"]
+
+
+def test_a_run_that_another_process_has_open_is_waited_for(monkeypatch):
+    monkeypatch.setattr(supervise, "PATIENCE", 0.5)
+    held = subprocess.Popen([*TOY, "toy", "a", "--seconds", "0.3"])
+    wait_for(lambda: Path("results/toy/a/cells.jsonl").exists())
+    state = supervised(experiment("a"), experiment("b"))
+    assert held.wait(60) == 0
+    assert [e.status for e in state.entries] == ["done", "done"]
+    assert any("it waits" in line["text"] for line in state.events)
+
+
+def test_the_end_of_a_killed_sweep_stays_where_it_was():
+    planned = [experiment("a")]
+    short, path = folder_of(Path("results").absolute(), "night", planned)
+    state = begin(path, "night", short, planned, ["sweep", "x.toml", "--budget", "8h"])
+    state.until = "2099-01-01T00:00:00+00:00"
+    state.write()
+    again = begin(path, "night", short, planned, ["sweep", "x.toml", "--budget", "8h"])
+    assert again.until == state.until
+    other = begin(path, "night", short, planned, ["sweep", "x.toml", "--budget", "2h"])
+    assert other.until is None
+    state.finished = "2098-01-01T00:00:00+00:00"
+    state.write()
+    assert begin(path, "night", short, planned, ["sweep", "x.toml", "--budget", "2h"]).until is None
+
+
+def test_a_clock_that_is_set_ends_no_queue(monkeypatch):
+    leader = Supervisor(None, None, None, until=time.time() + 600)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert not leader._is_over()
 
 
 def test_an_experiment_that_cannot_run_keeps_its_reason_and_the_queue_goes_on():

@@ -485,3 +485,49 @@ def test_models_of_another_shape_are_refused_with_both_values(models, tmp_path, 
     base = stories.copied(models / "stories260K", tmp_path / "base", **config)
     with pytest.raises(PairError, match=words):
         stories.sweep(models, base=base)
+
+
+def test_layers_that_show_the_shape_come_first_where_there_are_many_batches(models):
+    study = stories.sweep(models, positions="each")
+    work = study._work()
+    batches = work.batches(study.cells)
+    levels = {(c.coords.get("layer"), b.level) for b in batches for c in b.cells}
+    assert levels - {(None, 0)} == {(0, 0), (1, 2), (2, 1), (3, 2), (4, 0)}
+    together = [cell.id for batch in batches for cell in batch.cells]
+    assert sorted(together) == sorted(cell.id for cell in study.cells)
+    few = stories.sweep(models)
+    assert {b.level for b in few._work().batches(few.cells)} == {0}
+
+
+def test_a_cell_by_itself_has_the_same_numbers_to_rounding(models):
+    study = stories.sweep(models)
+    work = study._work()
+    whole = {r.cell.id: r.values for b in work.batches(study.cells) for r in work.compute(b)}
+    for cell in study.cells[2::5]:
+        batch = work.alone(cell)
+        assert batch.rows == batch.cells == (cell,)
+        (result,) = work.compute(batch)
+        assert result.values["log_odds"] == pytest.approx(whole[cell.id]["log_odds"], abs=1e-4)
+
+
+def test_a_run_that_goes_on_cuts_the_batches_that_it_began_with(models, tmp_path):
+    small = {"positions": "each", "memory": 3_000_000}
+    first = stories.sweep(models, **small)
+    begun = [batch.rows for batch in first._work()._batches]
+    stories.run(first, tmp_path)
+    later = stories.sweep(models, positions="each", memory=4_000_000_000)
+    assert [batch.rows for batch in later._work()._batches] != begun
+    seen = []
+    real = patch_run.PatchWork.batches
+
+    def batches(work, pending):
+        seen.append([batch.rows for batch in work._batches])
+        return real(work, pending)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_run.PatchWork, "batches", batches)
+        stories.run(later, tmp_path)
+        less = stories.sweep(models, positions="each", memory=2_900_000)
+        stories.run(less, tmp_path)
+    assert seen[0] == begun
+    assert any("was begun with 3.00 MB of memory" in note for note in less.subject.notes)

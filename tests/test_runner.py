@@ -423,9 +423,9 @@ def test_a_clock_that_is_set_moves_no_deadline(monkeypatch):
     assert noted.name is None
 
 
-def died(path, *cells, times=1):
+def died(path, *cells, times=1, cause="SIGABRT"):
     for _ in range(times):
-        History(path).append(Died([f"c{n:02d}" for n in cells], "SIGABRT"))
+        History(path).append(Died([f"c{n:02d}" for n in cells], cause))
 
 
 def test_what_processes_died_of_is_tried_again_then_alone_then_given_up(tmp_path):
@@ -433,6 +433,7 @@ def test_what_processes_died_of_is_tried_again_then_alone_then_given_up(tmp_path
     place.mkdir()
     died(place, 4, 5, 6, 7)
     died(place, 9)
+    died(place, 0, 1, 2, 3, times=3, cause="SIGKILL, perhaps out of memory")
     held = suspects(read_history(place))
     assert sorted_out(CELLS, held) == (CELLS, [], [])
     died(place, 4, 5, 6, 7)

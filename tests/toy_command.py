@@ -94,20 +94,21 @@ def main(words):
     wishes = supervision()
     identity = {"kind": "toy", "name": name, "cells": n}
     try:
+        if given.get("--early") == "abort":
+            os.abort()
         if "--broken" in given:
             raise MlxrolesError("this experiment cannot run: do something else")
         if wishes.rank:
-            from mlxroles.store.shards import led
+            from mlxroles.store.shards import is_led
 
             path = results / "toy" / name
-            while led(path) is None:
+            while not is_led(path):
                 time.sleep(0.05)
             folder = RunFolder.join(path, rank=wishes.rank, identity=identity)
         else:
             folder = RunFolder.open(
                 results, experiment="toy", identity=identity, manifest={}, run_id=name
             )
-            wishes.announce(folder.path)
         with folder:
             finished = run(
                 Toy(cells, seconds, faults, folder.path), cells, folder, lambda e: None, title=name

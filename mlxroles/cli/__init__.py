@@ -19,7 +19,7 @@ from importlib import import_module
 import click
 
 from mlxroles import __version__
-from mlxroles.errors import MlxrolesError
+from mlxroles.errors import SIGNAL_STATUS, MlxrolesError
 from mlxroles.supervision import LeftToFirst, leave_unattended
 from mlxroles.text import did_you_mean, safe_text
 
@@ -126,7 +126,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except MlxrolesError as error:
         return _failed(error)
     except LeftToFirst as error:
-        return 0 if error.finished.interrupted is None else INTERRUPTED
+        return SIGNAL_STATUS.get(error.finished.interrupted or "", 0)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:

@@ -17,8 +17,8 @@ from mlxroles.cli.inputs import model_options, two_model_options
 from mlxroles.cli.options import json_option, no_arguments, plain_option, seed_option
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.readings import chosen_analysis, reading_options
-from mlxroles.cli.results import FAILED_CELLS, RESULTS, show, show_files
-from mlxroles.errors import MlxrolesError, ModelError
+from mlxroles.cli.results import RESULTS, show, show_files
+from mlxroles.errors import FAILED_CELLS, MlxrolesError, ModelError
 from mlxroles.pairs import Pair, catalogue, find, pair
 
 

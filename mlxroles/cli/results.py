@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mlxroles.cli.output import note
+from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS
 from mlxroles.events import DEADLINE, RunFinished
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ LOG_COLUMNS = 200
 
 WORDS = "mlxroles.words"
 """Where a context keeps the words of a command that a file, not the command line, gave."""
-
-FAILED_CELLS = 3
-SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 def drift_option(command: Command) -> Command:
@@ -98,14 +96,14 @@ def exit_status(finished: RunFinished, given: dict[str, Any]) -> int:
     if given["fresh"]:
         again += " without --fresh"
     if finished.interrupted == DEADLINE:
-        note(f"the time is up; {finished.done} cells are stored, and {again} goes on from there")
+        note(f"stopped for now; {finished.done} cells are stored, and {again} goes on from there")
         return 0
     if finished.interrupted is not None:
         note(
             f"stopped by {finished.interrupted}; {finished.done} cells are stored, and {again} "
             "goes on from there"
         )
-        return SIGNALS.get(finished.interrupted, 130)
+        return SIGNAL_STATUS.get(finished.interrupted, 130)
     if finished.failed:
         note(f"{finished.failed} cells failed; {again} tries them again")
         return FAILED_CELLS

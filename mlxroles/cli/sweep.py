@@ -1,6 +1,5 @@
 """`mlxroles sweep`: run a queue of experiments through the night."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from mlxroles.cli.experiments import arguments, command_of
 from mlxroles.cli.options import json_option, plain_option
 from mlxroles.cli.output import note, print_json, print_table
 from mlxroles.cli.plan import allowed, ending
-from mlxroles.cli.results import FAILED_CELLS, RESULTS, SIGNALS
-from mlxroles.errors import SpecError
+from mlxroles.cli.results import RESULTS
+from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS, SpecError
 from mlxroles.spec import Experiment, Queue, read_queue
 from mlxroles.text import format_seconds
 
@@ -120,7 +119,6 @@ def _lead(
 
     from mlxroles.dashboard import queue as display
     from mlxroles.machine.notify import notify
-    from mlxroles.machine.power import awake
     from mlxroles.overnight.forecast import PATIENCE, Forecast
     from mlxroles.overnight.queue import begin
     from mlxroles.overnight.supervise import Supervisor
@@ -128,18 +126,15 @@ def _lead(
 
     path = ranks.sweep
     state = begin(path, queue.name, short, experiments, sys.argv[1:])
-    until = _end(state, queue, is_new=given["until"] is not None or given["budget"] is not None)
+    until = _end(state, queue)
     if until is not None:
         state.until = datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds")
     forecast = Forecast(given["files"])
     try:
-        if until is not None:
+        if until is not None or all(entry.status == "done" for entry in state.entries):
             note("planning")
             forecast.take(state, wait=PATIENCE)
-        with (
-            awake(os.getpid()),
-            display.show(Console(stderr=True), plain=given["plain"]) as show,
-        ):
+        with display.show(Console(stderr=True), plain=given["plain"]) as show:
             shown = _Shown(show, forecast)
             Supervisor(state, shown, ranks, until).lead()
     finally:
@@ -179,9 +174,9 @@ class _Shown:
         self.show(state, self.run)
 
 
-def _end(state: "QueueState", queue: Queue, *, is_new: bool) -> float | None:
+def _end(state: "QueueState", queue: Queue) -> float | None:
     """Seconds since the epoch when the queue ends: of a killed sweep, the end that it had."""
-    if state.until is not None and not is_new:
+    if state.until is not None:
         until = datetime.fromisoformat(state.until).timestamp()
         if until > time.time():
             return until
@@ -229,9 +224,9 @@ def _sentence(state: "QueueState") -> str:
 
 def _status(state: "QueueState") -> int:
     """3 with failures, 128 + n after a signal, else 0: also where the deadline came first."""
-    if state.interrupted in SIGNALS:
+    if state.interrupted in SIGNAL_STATUS:
         note(f"stopped by {state.interrupted}; the same command goes on from there")
-        return SIGNALS[state.interrupted]
-    if any(entry.failed or entry.status == "failed" for entry in state.entries):
+        return SIGNAL_STATUS[state.interrupted]
+    if any(entry.failed or entry.error for entry in state.entries):
         return FAILED_CELLS
     return 0

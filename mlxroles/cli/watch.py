@@ -77,16 +77,15 @@ def _newest() -> Path:
     from mlxroles.runs.find import RESULTS, last_written, runs_below, sweeps_below
     from mlxroles.store.folder import LOCK
     from mlxroles.store.follow import is_held
-    from mlxroles.store.history import HISTORY
     from mlxroles.store.sweep_state import STATE
 
     sweeps = [path for path in sweeps_below() if (path / STATE).is_file()]
     runs = runs_below()
     for path in sweeps:
-        if is_held(path / LOCK, path / STATE):
+        if is_held(path / LOCK):
             return path
     for path in runs:
-        if is_held(path / LOCK, path / HISTORY):
+        if is_held(path / LOCK):
             return path
     found = [*sweeps, *runs]
     if not found:

@@ -17,7 +17,7 @@ from mlxroles.errors import StoreError
 from mlxroles.events import RunStarted
 from mlxroles.store.folder import LOCK
 from mlxroles.store.follow import Follow, is_held
-from mlxroles.store.sweep_state import STATE, QueueState, read_state
+from mlxroles.store.sweep_state import QueueState, read_state
 
 Condition = Literal["running", "ended", "stopped"]
 
@@ -106,7 +106,7 @@ class SweepSource:
 
     def poll(self) -> Condition:
         """Looks again: whether the sweep goes on, is over, or was left by its process."""
-        is_alive = is_held(self.path / LOCK, self.path / STATE)
+        is_alive = is_held(self.path / LOCK)
         with suppress(StoreError):  # its disk may be away for a moment
             self.queue = read_state(self.path)
         self._look_at_run()

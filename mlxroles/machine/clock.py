@@ -1,5 +1,6 @@
 """Notices that the machine was asleep, whatever anybody does to the time of day."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,32 @@ def asleep() -> float:
     """Seconds that the machine has slept since it was started; 0 where nobody counts them."""
     ids = _ids()
     return 0.0 if ids is None else time.clock_gettime(ids[0]) - time.clock_gettime(ids[1])
+
+
+def continuous() -> float:
+    """Seconds from an arbitrary start, those asleep among them; nobody can set this clock."""
+    return time.monotonic() + asleep()
+
+
+class Deadline:
+    """A time of day, which a clock that is set in the night must not move.
+
+    Args:
+        until: Seconds since the epoch; None for no end.
+    """
+
+    def __init__(self, until: float | None) -> None:
+        self._end = None if until is None else continuous() + until - time.time()
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, less than 0 afterwards; endless without an end."""
+        return math.inf if self._end is None else self._end - continuous()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has passed."""
+        return self.left <= 0.0
 
 
 class SleepWatch:

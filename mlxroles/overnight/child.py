@@ -58,11 +58,14 @@ class Child:
         self.open_cells: dict[str, None] = {}
         """Cells that are being computed, as far as the history says."""
         self.progress = 0
-        """Cells that this process has stored."""
+        """Cells that were stored since this process began."""
         self.is_hung = False
         self._run: Path | None = None
         self._moved = time.monotonic()
         self._longest = 0.0
+        self._work = (0.0, 0)
+        self.stored = 0
+        """Cells that this machine has stored; ``progress`` counts those of all."""
         env: Mapping[str, str] = {**os.environ, **wishes.variables()}
         with plain_errors(log):
             make_folder(log.parent)  # somebody may have removed it in the night
@@ -103,7 +106,11 @@ class Child:
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Vitals):
-            return
+            self.stored = event.cells
+            work = event.layer_calls, event.tokens
+            if work == self._work:
+                return
+            self._work = work
         now = time.monotonic()
         self._longest, self._moved = max(self._longest, now - self._moved), now
         if isinstance(event, RunStarted):
@@ -115,9 +122,20 @@ class Child:
             self.progress += 1
 
     def hangs(self, least: float = LEAST_HANG) -> bool:
-        """Whether nothing has happened for far longer than ever before."""
+        """Whether a run has told nothing for far longer than ever before.
+
+        Before it begins weights are hashed and read, which takes as long as it takes.
+        """
+        if self.follow is None:
+            return False
         silence = time.monotonic() - self._moved
         return silence > max(least, MANY_TIMES * self._longest)
+
+    def end_if_it_hangs(self, least: float = LEAST_HANG) -> None:
+        """Ends the process where it hangs."""
+        if not self.is_hung and self.hangs(least):
+            self.is_hung = True
+            self.process.kill()
 
     def ask_to_end(self) -> None:
         """Asks the process to store its running batch and end."""

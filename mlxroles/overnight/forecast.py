@@ -1,13 +1,16 @@
 """What the experiments of a queue should take, asked of a process of its own."""
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mlxroles.overnight.child import PROGRAM
-from mlxroles.store.sweep_state import QueueState
+from mlxroles.store.sweep_state import Entry, QueueState
+from mlxroles.supervision import Supervision
 
 PATIENCE = 180.0
 """Seconds after which the queue goes on without."""
@@ -20,7 +23,8 @@ class Forecast:
         """Begins to plan the experiments in ``files``."""
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
             [*PROGRAM, "plan", "--json", "--", *files],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # its end is ours: it leaves with us
+            env=os.environ | Supervision(attended=True).variables(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -51,7 +55,17 @@ def _into(state: QueueState, found: dict[str, Any]) -> None:
     for entry in state.entries:
         if entry.name == found["name"]:
             entry.cells = entry.cells or found.get("cells")
+            if entry.status == "done" and _is_another(entry, found):
+                entry.status = "waiting"
             seconds = found.get("seconds_left") or found.get("seconds")
-            if seconds and entry.estimate is None:
+            if seconds and entry.status == "waiting":
                 entry.estimate = seconds["likely"]
                 entry.estimate_low, entry.estimate_high = seconds["low"], seconds["high"]
+
+
+def _is_another(entry: Entry, found: dict[str, Any]) -> bool:
+    """Whether an experiment that was done would now be another run, or one with cells missing."""
+    ids = {str(run["run_id"]) for run in found["runs"]}
+    if not ids or entry.run is None:
+        return False
+    return Path(entry.run).name not in ids or found["done"] < found["cells"]

@@ -46,9 +46,6 @@ def begin(
     """
     files.make_folder(path / "logs")
     listed = [{key: getattr(e, key) for key in _EXPERIMENT_KEYS} for e in experiments]
-    if not (path / QUEUE).exists():
-        queue = {"schema": "mlxroles/queue/1", "name": name, "id": short, "cwd": str(Path.cwd())}
-        files.write_json(path / QUEUE, queue | {"argv": list(argv), "experiments": listed})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entries = [
         Entry(n, e.name, e.kind, list(e.argv), e.priority) for n, e in enumerate(experiments)
@@ -58,16 +55,31 @@ def begin(
     if earlier is not None and len(earlier.entries) == len(entries):
         state.started, state.sessions = earlier.started, earlier.sessions + 1
         state.events, state.deaths, state.slept = earlier.events, earlier.deaths, earlier.slept
+        if earlier.finished is None and list(argv) == queue_argv(path):
+            state.until = earlier.until
         for entry, before in zip(entries, earlier.entries, strict=True):
             entry.seconds, entry.deaths, entry.run = before.seconds, before.deaths, before.run
             entry.estimate, entry.estimate_low = before.estimate, before.estimate_low
             entry.estimate_high = before.estimate_high
-            if before.status == "done" and not before.failed and _is_still_true(before):
-                entry.status, entry.cells, entry.done = "done", before.cells, before.done
+            entry.cells, entry.done = before.cells, before.done
+            is_clean = before.status == "done" and not before.failed and not before.error
+            if is_clean and _is_still_true(before):
+                entry.status = "done"
                 entry.restored = before.done
                 take_findings(entry)
+    queue = {"schema": "mlxroles/queue/1", "name": name, "id": short, "cwd": str(Path.cwd())}
+    files.write_json(path / QUEUE, queue | {"argv": list(argv), "experiments": listed})
     state.pid, state.host = os.getpid(), socket.gethostname()
     return state
+
+
+def queue_argv(path: Path) -> list[str]:
+    """The words of the command that the sweep in a folder was begun or last continued with."""
+    try:
+        found = json.loads((path / QUEUE).read_bytes())["argv"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def _earlier(path: Path) -> QueueState | None:

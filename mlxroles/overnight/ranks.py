@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlxroles.errors import LockedError, StoreError
+from mlxroles.errors import SIGNAL_STATUS, LockedError, StoreError
 from mlxroles.overnight.child import Child
 from mlxroles.store.files import make_folder
 from mlxroles.store.folder import LOCK
@@ -47,6 +47,8 @@ class Ranks:
         self.cells = 0
         """Cells that this machine has stored."""
         self._lock: RunLock | None = None
+        # asked now: of a terminal that is gone nobody can tell that it was one
+        self._terminals = tuple(stream for stream in (1, 2) if os.isatty(stream))
         self._known: set[int] = set()
         self._leaders: set[int] = set()
         if size > 1:
@@ -72,6 +74,8 @@ class Ranks:
         """Writes what the others may know of this machine."""
         if self.size > 1:
             facts = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid()}
+            if self._lock is not None:
+                self._lock.beat()
             with suppress(OSError):
                 path = self.sweep / RANKS / f"{self.rank}.json"
                 path.write_text(json.dumps(facts | {"cells": self.cells}), encoding="ascii")
@@ -97,13 +101,24 @@ class Ranks:
             return False
         self._known.difference_update(gone)
         names = ", ".join(map(str, gone))
-        log = self.sweep / "logs" / f"machine{self.rank}.log"
-        os.write(2, f"machine {names} is gone, the others go on: {log}\n".encode())
-        with suppress(OSError):
-            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
+        os.write(2, f"machine {names} is gone, the others go on: {self.log}\n".encode())
+        self._print_to_log((1, 2))
         return True
+
+    @property
+    def log(self) -> Path:
+        """Where output goes that nobody reads any more."""
+        return self.sweep / "logs" / f"machine{self.rank}.log"
+
+    def leave_terminal(self) -> None:
+        """Prints to a log in the folder of the sweep from here on: the terminal is gone."""
+        self._print_to_log(self._terminals)
+
+    def _print_to_log(self, streams: tuple[int, ...]) -> None:
+        with suppress(OSError):
+            handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            for stream in streams:
+                os.dup2(handle, stream)
 
     def _has_vanished(self, rank: int) -> bool:
         if rank == self.rank or (self.sweep / RANKS / f"{rank}.left").exists():
@@ -135,7 +150,7 @@ class Ranks:
             return RunLock(self.sweep / LOCK)
         patience, alone_since = FIRST * self.rank, time.monotonic()
         helper = _Helper(self, say)
-        before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGHUP)}
         try:
             while True:
                 self.seen()
@@ -152,11 +167,13 @@ class Ranks:
                 time.sleep(GLANCE)
         finally:
             helper.stop()
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _on_sigterm(self, _number: int, _frame: object) -> None:
-        if not self.outlives():
-            raise KeyboardInterrupt
+    def _on_signal(self, number: int, _frame: object) -> None:
+        name = signal.Signals(number).name
+        if name != "SIGTERM" or not self.outlives():
+            raise SystemExit(SIGNAL_STATUS[name])
 
     def _latest(self) -> QueueState | None:
         """The state of the sweep while somebody leads it, or that in which he has ended it."""
@@ -182,6 +199,7 @@ class _Helper:
         self._at: tuple[int, int | None] | None = None
         self._failures = 0
         self._is_done = False
+        self._before = 0
 
     def follow(self, state: QueueState) -> None:
         """Takes part in what the leader runs at the moment."""
@@ -192,10 +210,12 @@ class _Helper:
         child = self.child
         if child is not None:
             child.events()
+            child.end_if_it_hangs()
+            self.ranks.cells = self._before + child.stored
             code = child.process.poll()
             if code is None:
                 return
-            self.ranks.cells += child.progress
+            self._before = self.ranks.cells
             if code < 0:
                 self.say(f"machine {self.ranks.rank}: its process ended ({child.record_death()})")
             elif code != 0:
@@ -213,17 +233,23 @@ class _Helper:
     def _start(self, state: QueueState, number: int) -> Child:
         entry, rank = state.entries[number], self.ranks.rank
         name = f"{entry.number:02d}-{slug(entry.name)[:60]}.machine{rank}.log"
+        log = self.ranks.sweep / "logs" / name
         wishes = Supervision(
-            until=_epoch(state.until), attended=True, rank=rank, size=self.ranks.size
+            until=_epoch(state.until),
+            tell=str(log.with_suffix(".runs")),
+            attended=True,
+            rank=rank,
+            size=self.ranks.size,
         )
-        return Child(entry.argv, self.ranks.sweep / "logs" / name, wishes, rank)
+        return Child(entry.argv, log, wishes, rank)
 
     def stop(self) -> None:
         """Ends the process after its running batch."""
         if self.child is not None:
             self.child.events()
             self.child.end()
-            self.ranks.cells += self.child.progress
+            self.child.events()
+            self._before = self.ranks.cells = self._before + self.child.stored
             self.child.close()
             self.child = None
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS, LockedError
 from mlxroles.events import (
     DEADLINE,
     CellDone,
@@ -19,7 +20,7 @@ from mlxroles.events import (
     RunStarted,
 )
 from mlxroles.machine import power
-from mlxroles.machine.clock import SleepWatch
+from mlxroles.machine.clock import Deadline, SleepWatch
 from mlxroles.overnight.child import LEAST_HANG, Child
 from mlxroles.overnight.queue import take_findings
 from mlxroles.overnight.ranks import Ranks
@@ -28,16 +29,22 @@ from mlxroles.store.sweep_state import LAST_EVENTS, Entry, QueueState
 from mlxroles.supervision import Supervision
 from mlxroles.text import format_seconds, safe_text, slug
 
-LOCKED = 4
-SIGNALLED = (129, 130, 143)
-DONE = (0, 3)
+LOCKED = LockedError.exit_code
+SIGNALLED = tuple(SIGNAL_STATUS.values())
+DONE = (0, FAILED_CELLS)
 
-SAME_END = 3
-"""Deaths of an experiment's process in a row, without a cell between them, that end it."""
+MOST_IDLE = 3
+"""Deaths in a row before anything is computed that end an experiment."""
+MOST_DEATHS = 7
+"""Deaths in a row without a cell between them that end it: a batch four times, three cells."""
 COOLDOWN = 2.0
 """Seconds between a death and the next try."""
-PATIENCE = 120.0
-"""Seconds to wait for the process of an earlier supervisor to leave its run."""
+PATIENCE = 20.0
+"""Seconds to wait for another process to leave a run before the next experiment begins."""
+LOCK_PATIENCE = 3600.0
+"""Seconds to wait for it when nothing else is left to do."""
+LATE = 300.0
+"""Seconds after the deadline for storing the last batch and what is made of the cells."""
 BEAT = 0.25
 WRITE = 2.0
 """Seconds between two looks at a process, and two writings of the state."""
@@ -65,15 +72,21 @@ class Supervisor:
     show: Show
     ranks: Ranks
     until: float | None = None
+    """Seconds since the epoch."""
     hang: float = LEAST_HANG
     cooldown: float = COOLDOWN
     child: Child | None = None
     signal: str | None = None
+    _deadline: Deadline = field(init=False)
     _written: float = 0.0
     _fresh: list[Event] = field(default_factory=list)
     _sleep: SleepWatch = field(default_factory=SleepWatch)
     _warned: list[str] = field(default_factory=list)
     _next_power: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Fixes the deadline, which a clock that is set later does not move."""
+        self._deadline = Deadline(self.until)
 
     def lead(self) -> QueueState:
         """Runs what is not done yet; returns the final state, which is also on disk."""
@@ -81,11 +94,14 @@ class Supervisor:
         self.tell(f"began {state.name}" if state.sessions == 1 else f"goes on with {state.name}")
         with self._signals():
             for coarse in self._passes():
-                for entry in sorted(state.entries, key=lambda e: (-e.priority, e.number)):
-                    if entry.status == "done" or self._is_over():
-                        continue
-                    if coarse or entry.status != "failed":
-                        self._experiment(entry, coarse=coarse)
+                self._pass(coarse=coarse)
+            waited = time.monotonic() + LOCK_PATIENCE
+            while self._waiting() and not self._is_over() and time.monotonic() < waited:
+                self._pause(PATIENCE)
+                self._pass(coarse=False)
+        for entry in self._waiting():
+            if not self._is_over():
+                self._give_up(entry, entry.error or "another process never left its run")
         for entry in state.entries:
             if entry.status in ("waiting", "running"):
                 entry.status = "left" if self.signal is None else "stopped"
@@ -97,9 +113,18 @@ class Supervisor:
         self._beat(force=True)
         return state
 
+    def _pass(self, *, coarse: bool) -> None:
+        """Every experiment that waits, once."""
+        for entry in self._waiting():
+            if not self._is_over():
+                self._experiment(entry, coarse=coarse)
+
+    def _waiting(self) -> list[Entry]:
+        return [entry for entry in self.state.entries if entry.status == "waiting"]
+
     def _passes(self) -> tuple[bool, ...]:
         """With a deadline, first the shape of every result, unless there is time for all."""
-        if self.until is None or self.until - time.time() > self._expected() * 1.5:
+        if self.until is None or self._deadline.left > self._expected() * 1.5:
             return (False,)
         return True, False
 
@@ -110,8 +135,7 @@ class Supervisor:
         return sum(s for s in found if s) if all(found) else float("inf")
 
     def _is_over(self) -> bool:
-        is_late = self.until is not None and time.time() >= self.until
-        return self.signal is not None or is_late
+        return self.signal is not None or self._deadline.is_over
 
     # --- one experiment -----------------------------------------------------------------------
 
@@ -120,22 +144,36 @@ class Supervisor:
         self.state.current = entry.number
         entry.status, entry.error = "running", None
         self.tell(f"{entry.name}: begins", "progress")
-        ends: list[str] = []
+        deaths: list[str] = []
         waited = time.monotonic() + PATIENCE
+        was_tried = False
         while True:
-            code, progress = self._process(entry, coarse=coarse)
-            if self._settle(entry, code, coarse=coarse):
+            try:
+                code, progress = self._process(entry, coarse=coarse)
+            except OSError as error:  # no process could be started
+                code, progress = None, 0
+                cause = f"no process could be started: {error.strerror or error}"
+            if code is not None and self._settle(entry, code, coarse=coarse):
                 return
-            if code == LOCKED and time.monotonic() < waited and not self._is_over():
+            if code == LOCKED:
+                if time.monotonic() > waited or self._is_over():
+                    entry.status, entry.error = "waiting", self._said()
+                    self.tell(f"{entry.name}: {entry.error}; it waits")
+                    return
                 self._pause(self.cooldown)
                 continue
-            if code == LOCKED or (code > 0 and code not in SIGNALLED):
-                self._give_up(entry, self._said())
-                return
-            cause = self._died(entry, code)
-            ends = [cause] if progress else [*ends, cause]
-            if len(ends) >= SAME_END:
-                self._give_up(entry, f"its process ended {len(ends)} times in a row ({cause})")
+            if code is not None and code > 0 and code not in SIGNALLED:
+                if progress == 0 or was_tried:
+                    self._give_up(entry, self._said())
+                    return
+                was_tried = True  # what had gone well until then may have failed by chance
+                continue
+            if code is not None:
+                cause = self._died(entry, code)
+            deaths = [cause] if progress else [*deaths, cause]
+            idle = self.child is None or not self.child.open_cells
+            if len(deaths) >= (MOST_IDLE if idle else MOST_DEATHS):
+                self._give_up(entry, f"its process ended {len(deaths)} times in a row ({cause})")
                 return
             self._pause(self.cooldown)
             if self._is_over():
@@ -152,8 +190,9 @@ class Supervisor:
             attended=True,
             size=self.ranks.size,
         )
-        began = time.monotonic()
-        before = entry.seconds
+        began, before = time.monotonic(), entry.seconds
+        cells = self.ranks.cells
+        self.child = None
         child = self.child = Child(entry.argv, log, wishes)
         if self.signal is not None:
             child.ask_to_end()
@@ -161,12 +200,14 @@ class Supervisor:
             while child.process.poll() is None:
                 self._take(entry, child.events())
                 entry.seconds = before + time.monotonic() - began
-                if child.hangs(self.hang) and not child.is_hung:
-                    child.is_hung = True
-                    child.process.kill()
+                self.ranks.cells = cells + child.stored
+                child.end_if_it_hangs(self.hang)
+                if self._deadline.left < -LATE:
+                    child.end()
                 self._beat()
                 time.sleep(BEAT)
             self._take(entry, child.events())
+            self.ranks.cells = cells + child.stored
         finally:
             child.close()
         return child.process.returncode, child.progress
@@ -201,12 +242,14 @@ class Supervisor:
         was_asked = self._is_over()
         if code in DONE:
             is_whole = entry.cells is None or entry.done + entry.failed >= entry.cells
+            if code == FAILED_CELLS and not entry.failed:
+                entry.error = self._said()
             entry.status = "done" if is_whole else "waiting" if coarse else "left"
             take_findings(entry)
             how = "done" if is_whole else f"{entry.done} of {entry.cells} cells"
             self.tell(f"{entry.name}: {how} in {format_seconds(entry.seconds)}", "progress")
             return True
-        if was_asked and (code in SIGNALLED or code == -signal.SIGTERM):
+        if was_asked and (code in SIGNALLED or code < 0):
             entry.status = "stopped" if self.signal else "left"
             return True
         return False
@@ -259,7 +302,10 @@ class Supervisor:
                     self.tell(f"machine {rank['rank']} is gone; the others go on")
             self.state.write()
         fresh, self._fresh = self._fresh, []
-        self.show(self.state, fresh)
+        try:
+            self.show(self.state, fresh)
+        except OSError:  # the terminal is gone
+            self.show = lambda _state, _events: None
 
     def _look_at_power(self, now: float) -> None:
         """Says once what stands against a long run; asking takes a process on a Mac."""
@@ -277,7 +323,8 @@ class Supervisor:
         before: dict[int, Any] = {}
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            if number is not None:
+            # what nohup has had ignored stays ignored
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, self._on_signal)
         try:
             yield
@@ -289,6 +336,8 @@ class Supervisor:
         name = signal.Signals(number).name
         if name == "SIGTERM" and self.ranks.outlives():
             return
+        if name == "SIGHUP":
+            self.ranks.leave_terminal()
         if self.signal is None:
             self.signal = name
             if self.child is not None:

@@ -20,6 +20,7 @@ from mlxroles.events import (
     Note,
     RunFinished,
     RunStarted,
+    Vitals,
 )
 from mlxroles.machine.power import awake
 from mlxroles.runner.deaths import sorted_out, suspects
@@ -30,10 +31,13 @@ from mlxroles.runner.pulse import VitalSigns, heartbeat
 from mlxroles.runner.writer import Writer
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.history import History, read_history
-from mlxroles.store.shards import Claims, gather, led, take_in
+from mlxroles.store.shards import Claims, gather, take_in
 from mlxroles.supervision import LeftToFirst, Supervision, supervision
 
 __all__ = ["SAME_CAUSE", "BatchLike", "Result", "Study", "run"]
+
+
+ALONE = "their last digits may differ from those of a run with their neighbours"
 
 
 def run(
@@ -83,11 +87,15 @@ def run(
     emit = _told(emit, folder.history)
     if folder.rank == 0:
         take_in(folder)
-    pending = _begin(folder, cells, emit, title=title, notes=notes, estimate=estimate)
+    pending = _begin(folder, cells, emit, wishes, title=title, notes=notes, estimate=estimate)
     noted = Noted(wishes.until)
     writer = Writer(folder, emit, stored)
-    told = None if signs is None else lambda: replace(signs(), tokens=writer.tokens)
-    with noted_signals(noted), heartbeat(emit, noted, told), awake(os.getpid()):
+
+    def told() -> Vitals:
+        found = Vitals(0, 0, None, None, 0.0, 0) if signs is None else signs()
+        return replace(found, tokens=writer.tokens, cells=writer.cells)
+
+    with noted_signals(noted), heartbeat(emit, noted, told, folder.beat), awake(os.getpid()):
         job = Job(study, writer, emit, noted, clock=clock)
         try:
             _work(job, pending, folder, wishes, is_shared=wishes.size > 1 and stored is None)
@@ -104,6 +112,7 @@ def _begin(
     folder: RunFolder,
     cells: Sequence[Cell],
     emit: Emit,
+    wishes: Supervision,
     *,
     title: str,
     notes: Iterable[str],
@@ -114,8 +123,9 @@ def _begin(
     about = folder.manifest.get("about")
     view = about.get("view") if isinstance(about, dict) else None
     n_done = sum(cell.id in done for cell in cells)
-    if folder.rank == 0:
-        emit(RunStarted(title, str(folder.path), cells, n_done, view or {}, 0, estimate))
+    emit(RunStarted(title, str(folder.path), cells, n_done, view or {}, folder.rank, estimate))
+    # only now: what a supervisor reads before is what another process has said
+    wishes.announce(folder.path)
     for text in (*folder.notes, *notes):
         emit(Note(text))
     if folder.torn_lines:
@@ -133,16 +143,21 @@ def _work(
     study = job.study
     held = suspects(read_history(folder.path))
     usual, alone, given_up = sorted_out(pending, held)
-    claims = _claims(study, folder) if is_shared else None
+    claims = Claims(folder) if is_shared else None
     batches = in_order(study.batches(usual), hurried=wishes.until is not None, coarse=wishes.coarse)
+    if folder.rank == 0:
+        for cell in given_up:
+            cause, deaths = held[cell.id].cause, held[cell.id].deaths
+            known = folder.latest(cell.id)
+            if known is None or known.attempt != deaths:  # not recorded by an earlier process
+                job.give_up(cell, cause, deaths)
     if claims is None:
         job.all(batches)
     else:
         job.shared(batches, folder, claims)
-    if folder.rank == 0:
+    if folder.rank == 0 and alone:
+        job.emit(Note(f"{len(alone)} cells run alone, after deaths in their midst: {ALONE}"))
         job.all([_by_itself(study, cell) for cell in alone])
-        for cell in given_up:
-            job.give_up(cell, held[cell.id].cause, held[cell.id].deaths)
 
 
 def _end(
@@ -155,31 +170,21 @@ def _end(
     seconds: float,
 ) -> RunFinished:
     """Tells how the run ended; on other machines than the first that is all they do."""
-    if folder.rank == 0:
-        gather(folder)
-    done = folder.done()
+    if folder.rank:
+        raise LeftToFirst(RunFinished(0, job.failed, seconds, job.noted.name))
+    gather(folder)
+    done, records = folder.done(), folder.records()
     n_done = sum(cell.id in done for cell in cells)
+    n_failed = sum(cell.id in records and records[cell.id].status != "ok" for cell in cells)
     # a signal that came with the last batch has ended nothing early
     interrupted = None
     if n_done < len(cells):
         interrupted = job.noted.name
-        if interrupted is None and wishes.coarse and n_done + job.failed < len(cells):
+        if interrupted is None and wishes.coarse and n_done + n_failed < len(cells):
             interrupted = DEADLINE  # the rest is for later
-    finished = RunFinished(n_done, job.failed, seconds, interrupted)
-    if folder.rank:
-        raise LeftToFirst(finished)
+    finished = RunFinished(n_done, n_failed, seconds, interrupted)
     emit(finished)
     return finished
-
-
-def _claims(study: Study, folder: RunFolder) -> Claims:
-    """Claims on the batches of a run, which all machines cut for the memory of the first."""
-    claims = Claims(folder)
-    if folder.rank == 0:
-        claims.lead({"memory": getattr(study, "memory", None)})
-    elif (memory := (led(folder.path) or {}).get("memory")) is not None:
-        study.memory = memory  # ty: ignore[missing-attribute]
-    return claims
 
 
 def _by_itself(study: Study, cell: Cell) -> BatchLike:

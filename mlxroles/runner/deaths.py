@@ -11,14 +11,19 @@ from typing import NamedTuple
 from mlxroles.events import Cell, Died, RunFinished
 from mlxroles.store.history import Line
 
-TRIED_TOGETHER = 2
-"""Times that a batch is tried as a whole."""
+TOGETHER = 2.0
+"""Weight of deaths after which a batch is no more tried as a whole."""
+FROM_OUTSIDE = "SIGKILL"
+"""What also comes from outside, from a user or from a system that is short of memory."""
+SHARE = 0.5
+"""Weight of such a death; of any other it is 1."""
 
 
 class Suspicion(NamedTuple):
     """What is held against a cell."""
 
     deaths: int
+    weight: float
     was_alone: bool
     """Whether it was the only one at the last death."""
     cause: str
@@ -26,12 +31,12 @@ class Suspicion(NamedTuple):
     @property
     def is_given_up(self) -> bool:
         """Whether there is no doubt that this cell is the cause."""
-        return self.deaths >= TRIED_TOGETHER and self.was_alone
+        return self.runs_alone and self.was_alone
 
     @property
     def runs_alone(self) -> bool:
         """Whether it must not take its neighbours along again."""
-        return self.deaths >= TRIED_TOGETHER
+        return self.weight >= TOGETHER
 
 
 def suspects(history: Sequence[Line]) -> dict[str, Suspicion]:
@@ -46,8 +51,10 @@ def suspects(history: Sequence[Line]) -> dict[str, Suspicion]:
         elif isinstance(event, Died):
             for cell in event.cells:
                 before = found.get(cell)
-                times = 1 + (before.deaths if before else 0)
-                found[cell] = Suspicion(times, len(event.cells) == 1, event.cause)
+                times, weight = (before.deaths, before.weight) if before else (0, 0.0)
+                weight += SHARE if event.cause.startswith(FROM_OUTSIDE) else 1.0
+                is_alone = len(event.cells) == 1
+                found[cell] = Suspicion(times + 1, weight, is_alone, event.cause)
     return found
 
 

@@ -16,6 +16,8 @@ from mlxroles.store.shards import Claims
 SAME_CAUSE = 3
 """Cells in a row that fail of one cause, after which a run stops instead of failing on."""
 
+PATIENCE = 30.0
+"""Seconds between two words about waiting for them."""
 GLANCE = 0.5
 """Seconds between two looks at what other machines have done."""
 
@@ -42,7 +44,8 @@ class Job:
     def all(self, batches: Sequence[BatchLike]) -> None:
         """Computes batches group by group until they are done or the run is to end."""
         for batch in batches:
-            self._enter([b for b in batches if b.group == batch.group], batch.group)
+            if batch.group != self._group:
+                self._enter([b for b in batches if b.group == batch.group], batch.group)
             if self.noted.name is not None:
                 return
             self.writer.check()
@@ -58,7 +61,7 @@ class Job:
 
         What a machine that is gone had taken is taken over.
         """
-        others = _Others(folder, self.emit)
+        others, told = _Others(folder, self.emit), time.monotonic()
         while self.noted.name is None:
             others.look()
             left = [b for b in batches if others.unsettled(b.cells)]
@@ -68,6 +71,9 @@ class Job:
             now = [b for b in left if b.group == left[0].group]
             took = [batch for batch in now if self._take(batch, others, claims)]
             if not took:
+                if time.monotonic() - told > PATIENCE:
+                    told = time.monotonic()
+                    self.emit(Stage("waiting for the cells of other machines"))
                 time.sleep(GLANCE)
         self.writer.flush()
 
@@ -80,16 +86,14 @@ class Job:
         self.writer.flush()
         others.look()
         for part in self.study.batches(others.unsettled(batch.cells)):
-            self._enter([part], part.group, again=True)
+            self._enter([part], part.group)
             if self.noted.name is None:
                 self.writer.check()
                 self._batch(part, attempt=1)
         return True
 
-    def _enter(self, batches: Sequence[BatchLike], group: int, *, again: bool = False) -> None:
-        """Prepares what the batches of a group share, where that is not done yet."""
-        if group == self._group and not again:
-            return
+    def _enter(self, batches: Sequence[BatchLike], group: int) -> None:
+        """Prepares what batches of a group share."""
         if group != self._group:
             self.writer.flush()
             self.emit(Stage("preparing"))
@@ -161,12 +165,11 @@ class _Others:
 
     def unsettled(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those that are neither done nor, since this process began, failed."""
-        records = self.folder.records()
-        return [cell for cell in cells if not self._is_settled(records.get(cell.id))]
+        return [cell for cell in cells if not self._is_settled(self.folder.latest(cell.id))]
 
     def _is_settled(self, record: Record | None) -> bool:
         return record is not None and (
-            record.status == "ok" or record is not self._before.get(record.id)
+            record.status == "ok" or record != self._before.get(record.id)
         )
 
 

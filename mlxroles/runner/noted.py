@@ -2,12 +2,12 @@
 
 import queue
 import signal
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 from mlxroles.events import DEADLINE
+from mlxroles.machine.clock import Deadline
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """What ends a run early, its running batch stored."""
@@ -22,17 +22,13 @@ class Noted:
         """Whether a second signal interrupts whatever is going on."""
         self.arrived: queue.SimpleQueue[str] = queue.SimpleQueue()
         """Names of signals as they come: what may be filled from a signal handler."""
-        # A deadline is a time of day, but a clock that is set in the night must not move it.
-        left = None if until is None else until - time.time()
-        self._end = None if left is None else time.monotonic() + left
+        self._deadline = Deadline(until)
         self._signal: str | None = None
 
     @property
     def name(self) -> str | None:
         """Why the run is to end: the name of a signal, ``deadline``, or None."""
-        if self._signal is None and self._end is not None and time.monotonic() >= self._end:
-            return DEADLINE
-        return self._signal
+        return self._signal or (DEADLINE if self._deadline.is_over else None)
 
     def note(self, name: str) -> None:
         """Asks the run to end as a signal of that name does."""
@@ -54,7 +50,8 @@ def noted_signals(noted: Noted) -> Generator[None]:
     try:
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            if number is not None:
+            # what nohup has had ignored stays ignored
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, noted.handle)
     except ValueError:  # not the main thread: signals stay with whoever owns it
         pass

@@ -41,9 +41,8 @@ class Result(NamedTuple):
 class Study(Protocol):
     """The computing half of a study.
 
-    A study may have two further attributes: ``memory``, the bytes that its batches are cut for,
-    which several machines must share, and ``alone``, a method that makes a batch of one cell that
-    runs without its neighbours, for cells in whose midst a process has died.
+    A study may have a method ``alone`` that makes a batch of one cell which runs without its
+    neighbours, for cells in whose midst a process has died.
     """
 
     def batches(self, pending: Sequence[Cell]) -> Sequence[Any]:

@@ -20,11 +20,19 @@ VitalSigns = Callable[[], Vitals]
 
 
 @contextmanager
-def heartbeat(emit: Emit, noted: Noted, signs: VitalSigns | None) -> Generator[None]:
-    """Tells of vital signs, sleep and signals from a thread while the block runs."""
-    thread = threading.Thread(
-        target=_beat, args=(emit, noted, signs), name="mlxroles-pulse", daemon=True
-    )
+def heartbeat(
+    emit: Emit, noted: Noted, signs: VitalSigns, beat: Callable[[], None]
+) -> Generator[None]:
+    """Tells of vital signs, sleep and signals from a thread while the block runs.
+
+    Args:
+        emit: Told of them.
+        noted: Where signals are noted.
+        signs: Asked for vital signs.
+        beat: Called as often, for whoever can only see that files change.
+    """
+    args = emit, noted, signs, beat
+    thread = threading.Thread(target=_beat, args=args, name="mlxroles-pulse", daemon=True)
     thread.start()
     try:
         yield
@@ -33,7 +41,7 @@ def heartbeat(emit: Emit, noted: Noted, signs: VitalSigns | None) -> Generator[N
         thread.join()
 
 
-def _beat(emit: Emit, noted: Noted, signs: VitalSigns | None) -> None:
+def _beat(emit: Emit, noted: Noted, signs: VitalSigns, beat: Callable[[], None]) -> None:
     sleep = SleepWatch()
     while True:
         try:
@@ -41,13 +49,14 @@ def _beat(emit: Emit, noted: Noted, signs: VitalSigns | None) -> None:
         except queue.Empty:
             name = None
         if name == "":
+            emit(signs())
             return
         if name is not None:
             emit(Note(f"{name}: the running cells are finished and stored first; again stops now"))
             continue
+        beat()
         slept = sleep.slept()
         if slept > NAP:
             emit(Slept(slept))
             emit(Note(f"the machine slept for {format_seconds(slept)}"))
-        if signs is not None:
-            emit(signs())
+        emit(signs())

@@ -26,6 +26,7 @@ class Writer:
         self.folder, self.emit, self.stored = folder, emit, stored
         self.tokens = 0
         """Tokens run through a model for the cells that are stored."""
+        self.cells = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlxroles-writer")
         self._waiting: deque[Future[None]] = deque()
         self._error: BaseException | None = None
@@ -84,6 +85,7 @@ class Writer:
             cell, values, arrays, tokens = result
             self.folder.record(cell, values, arrays, seconds=seconds, attempt=attempt)
             self.tokens += tokens
+            self.cells += 1
             if self.stored is not None:
                 self.stored(result)
             self.emit(CellDone(cell, values, seconds, tokens))

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxroles.events import Died, Note, RunFinished, RunStarted, Slept
 from mlxroles.runs.find import CAPTURE, last_written
-from mlxroles.runs.size import cells_of
+from mlxroles.runs.subject import subject
 from mlxroles.runs.tally import Tally, tally
 from mlxroles.store.folder import LOCK, SHARDS
 from mlxroles.store.follow import is_held, owner_of
@@ -65,7 +65,7 @@ class State:
     failed: int
     total: int | None
     total_from: str | None
-    """Where the total is known from: ``history``, ``summary``, ``manifest``."""
+    """Where the total is known from: ``history`` or ``summary``."""
     created: str
     last: float
     """When it was last written, in seconds since 1970."""
@@ -88,6 +88,7 @@ class State:
             "run": str(self.path),
             "run_id": self.run_id,
             "experiment": self.experiment,
+            "subject": subject(self.manifest),
             "kind": self.kind,
             "state": self.state,
             "cells": {"done": self.done, "failed": self.failed, "total": self.total},
@@ -112,9 +113,9 @@ def state_of(path: Path, *, now: float | None = None) -> State:
     cells = tally(path)
     sessions = sessions_of(list(decoded(_told(path / HISTORY))))
     locks = [path / LOCK, *sorted(path.glob(f"{SHARDS}/*/{LOCK}"))]
-    is_running = any(is_held(lock, path / HISTORY) for lock in locks)
+    is_running = any(is_held(lock) for lock in locks)
     summary = read_summary(path)
-    total, source = _total(manifest, sessions, summary, cells)
+    total, source = _total(sessions, summary, cells)
     done = len(cells.ok) if total is None else min(len(cells.ok), total)
     failed = len(cells.failed) if total is None else min(len(cells.failed), total - done)
     ended = is_ended(path, kind, summary, sessions) and (total is None or done + failed >= total)
@@ -233,17 +234,11 @@ def is_ended(
 
 
 def _total(
-    manifest: Mapping[str, Any],
-    sessions: Sequence[Session],
-    summary: Mapping[str, Any],
-    cells: Tally,
+    sessions: Sequence[Session], summary: Mapping[str, Any], cells: Tally
 ) -> tuple[int | None, str | None]:
     leading = [session for session in sessions if session.rank == 0]
     if leading:
         return leading[-1].cells, "history"
-    counted = cells_of(manifest)
-    if counted is not None:
-        return counted, "manifest"
     if summary and not summary.get("interrupted"):
         return len(cells.ok) + len(cells.failed), "summary"
     return None, None

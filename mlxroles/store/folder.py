@@ -202,6 +202,11 @@ class RunFolder:
         """Closes the folder."""
         self.close()
 
+    def beat(self) -> None:
+        """Shows by the age of the lock file that its owner lives, where locks do not work."""
+        if self._lock is not None:
+            self._lock.beat()
+
     def close(self) -> None:
         """Ends writing and gives the lock back; everything is on the medium already."""
         if self._writer is not None:
@@ -234,7 +239,9 @@ class RunFolder:
                 for line in tail.lines():
                     record = record_of(decode_line(line) or {})
                     known = None if record is None else self._records.get(record.id)
-                    if record is not None and (known is None or known.status != "ok"):
+                    if record is None or record == known:
+                        continue
+                    if known is None or known.status != "ok":
                         self._records[record.id] = record
                         new.append(record)
         return new
@@ -243,6 +250,10 @@ class RunFolder:
         """The folder itself and its shards."""
         with plain_errors(self.path / SHARDS, verb="read"):
             return [self.path, *sorted((self.path / SHARDS).glob("[0-9]*"))]
+
+    def latest(self, cell_id: str) -> Record | None:
+        """What is known about a cell."""
+        return self._records.get(cell_id)
 
     def records(self) -> dict[str, Record]:
         """What is known about each cell, by cell id, in the order of their first lines."""

@@ -27,7 +27,7 @@ from mlxroles.store.manifest import MANIFEST, read_manifest
 from mlxroles.store.record import Record, record_of
 
 SILENCE = 60.0
-"""Seconds without a line in the history after which nobody writes, where locks do not work."""
+"""Seconds without a sign of life after which nobody writes, where locks do not work."""
 
 
 class Follow:
@@ -60,7 +60,7 @@ class Follow:
 
     def is_alive(self) -> bool:
         """Whether a process works on the run at this moment."""
-        return is_held(self.path / LOCK, self.path / HISTORY)
+        return is_held(self.path / LOCK)
 
     def poll(self) -> list[Event]:
         """What is new since the last call.
@@ -85,7 +85,7 @@ class Follow:
     def _said(self) -> Iterator[Event]:
         """What this machine has told, and what of the others concerns all."""
         for line in decoded(self._history.lines()):
-            if line.rank == self.rank or isinstance(line.event, RunStarted | Died | RunFinished):
+            if line.rank == self.rank or isinstance(line.event, Died):
                 yield line.event
             elif isinstance(line.event, Note):
                 yield Note(f"machine {line.rank}: {line.event.text}")
@@ -107,8 +107,8 @@ class Follow:
         yield from latest.values()
 
 
-def is_held(lock: Path, history: Path | None = None) -> bool:
-    """Whether a process holds a lock, without keeping it; by the age of a file without locks."""
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock, without keeping it; where none work, by the file's age."""
     try:
         handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -119,7 +119,7 @@ def is_held(lock: Path, history: Path | None = None) -> bool:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return True
         with suppress(OSError):
-            return time.time() - (history or lock).stat().st_mtime < SILENCE
+            return time.time() - lock.stat().st_mtime < SILENCE
         return False
     finally:
         os.close(handle)

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -95,6 +96,11 @@ class RunLock:
         os.ftruncate(self._handle, 0)
         os.lseek(self._handle, 0, os.SEEK_SET)
         write_all(self._handle, json.dumps(owner).encode("ascii") + b"\n")
+
+    def beat(self) -> None:
+        """Renews the age of the file."""
+        with suppress(OSError):
+            os.utime(self._handle)
 
     def release(self) -> None:
         """Gives the lock back, also for processes that were forked from this one."""

@@ -103,7 +103,14 @@ def agree(
     found = doc.get("drift")
     earlier = found if isinstance(found, list) else []
     latest = {d["field"]: d["now"] for d in earlier}
-    new = [d | {"time": now} for d in drift if latest.get(d["field"], d["was"]) != d["now"]]
+    first = {d["field"]: d["was"] for d in earlier}
+    back = [
+        {"field": field, "was": value, "now": first[field]}
+        for field, value in latest.items()
+        if value != first[field] and field not in {d["field"] for d in drift}
+    ]
+    seen = [d for d in drift if latest.get(d["field"], d["was"]) != d["now"]]
+    new = [d | {"time": now} for d in (*seen, *back)]
     if new:
         doc["drift"] = [*earlier, *new]
         write_json(path, doc)

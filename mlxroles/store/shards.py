@@ -22,7 +22,6 @@ from mlxroles.events import Cell
 from mlxroles.store import files
 from mlxroles.store.folder import LOCK, SHARDS, RunFolder
 from mlxroles.store.follow import is_held, owner_of
-from mlxroles.store.history import HISTORY
 from mlxroles.text import slug
 
 CLAIMS = "claims"
@@ -39,10 +38,8 @@ class Claims:
         self.folder, self.path = folder, folder.path / CLAIMS
         files.make_folder(self.path, parents=False)
         self._me = _owner(folder.path, folder.rank)
-
-    def lead(self, facts: dict[str, Any]) -> None:
-        """Tells the others what they must know to cut the same batches: the first process."""
-        files.write_json(self.path / LEAD, facts | {"owner": self._me})
+        if folder.rank == 0:
+            files.write_json(self.path / LEAD, {"owner": self._me})
 
     def take(self, cells: Sequence[Cell]) -> bool:
         """Whether this process is to compute these cells: nobody else who lives is."""
@@ -68,10 +65,9 @@ class Claims:
         return _read(path).get("owner") == self._me
 
 
-def led(path: Path) -> dict[str, Any] | None:
-    """What the first process at work on the run in ``path`` tells; None while there is none."""
-    found = _read(path / CLAIMS / LEAD)
-    return found if found and _is_alive(path, 0, found.get("owner")) else None
+def is_led(path: Path) -> bool:
+    """Whether a first process is at work on the run in ``path`` and shares it."""
+    return _is_alive(path, 0, _read(path / CLAIMS / LEAD).get("owner"))
 
 
 def _lock(path: Path, rank: int) -> Path:
@@ -85,7 +81,7 @@ def _owner(path: Path, rank: int) -> list[Any]:
 
 def _is_alive(path: Path, rank: int, owner: object) -> bool:
     """Whether that very process still holds its lock."""
-    return owner == _owner(path, rank) and is_held(_lock(path, rank), path / HISTORY)
+    return owner == _owner(path, rank) and is_held(_lock(path, rank))
 
 
 def _link(temp: Path, path: Path) -> None:
@@ -120,10 +116,12 @@ def take_in(folder: RunFolder) -> int:
     Raises:
         StoreError: something cannot be written.
     """
+    if not (folder.path / SHARDS).exists():
+        return 0
     own = folder.own_records()
     count = 0
     for home in sorted((folder.path / SHARDS).glob("[0-9]*")):
-        is_gone = not is_held(home / LOCK, folder.path / HISTORY)
+        is_gone = not is_held(home / LOCK)
         for record in folder.shard_records(home):
             known = own.get(record.id)
             if known is not None and (known.status == "ok" or record.status != "ok"):

@@ -108,6 +108,8 @@ class _Batch:
     side: str
     prompts: tuple[int, ...]
     """All prompts that run together, whatever is wanted."""
+    rows: tuple[Cell, ...]
+    """Their cells."""
 
 
 class EntropyStudy:
@@ -196,10 +198,10 @@ class EntropyStudy:
         found = []
         for group, side in enumerate(self.sides):
             for prompts in self._together:
-                ids = (self._cell(side, p).id for p in prompts)
-                cells = tuple(wanted[i] for i in ids if i in wanted)
+                rows = tuple(self._cell(side, p) for p in prompts)
+                cells = tuple(wanted[cell.id] for cell in rows if cell.id in wanted)
                 if cells:
-                    found.append(_Batch(cells, group, side, prompts))
+                    found.append(_Batch(cells, group, side, prompts, rows))
         return found
 
     @cached_property

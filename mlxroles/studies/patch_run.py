@@ -90,6 +90,11 @@ class PatchWork:
         self._group: int | None = None
         self._last: tuple[tuple[Cell, ...], list[Answer]] | None = None
 
+    def cut_for(self, most: int) -> None:
+        """Has batches cut for another number of bytes."""
+        self.memory = most
+        self.__dict__.pop("_batches", None)
+
     # --- batches ------------------------------------------------------------------------------
 
     def batches(self, pending: Sequence[Cell]) -> list[Batch]:

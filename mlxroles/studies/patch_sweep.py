@@ -31,6 +31,7 @@ from mlxroles.studies.patch_run import PatchWork
 from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.subject import HEAD_KEYS, Subject, attention_heads, key_heads
 from mlxroles.studies.timed import Task, Watch
+from mlxroles.text import format_bytes
 from mlxroles.versions import now, versions
 
 FIGURES, PER_CELL = 1.3, 1e-3
@@ -183,10 +184,11 @@ class PatchSweep:
         watch = Watch()
         self.subject.check_weights()
         token_ids = {p.id: p.ids for p in self.grid.prompts}
-        about = {"view": self._view()}
+        about = {"view": self._view(), "memory": work.memory}
         with place.open(self.subject, self.identity(), token_ids, about=about) as folder:
             self.subject.tell(emit)
             notes = self.subject.notes
+            notes += self._cut_as_begun(work, folder)
             over = work.over_memory()
             notes += [] if over is None else [over]
             for shortcut, why in work.forbidden.items():
@@ -196,6 +198,24 @@ class PatchSweep:
             how["ranks"] = self.subject.ranks
             finished = together.run(work, self.cells, folder, emit, title=self.title, **how)
             return self._write(folder, finished, watch), finished
+
+    def _cut_as_begun(self, work: PatchWork, folder: RunFolder) -> list[str]:
+        """Has the batches cut for the memory that the run was begun with, if there is as much.
+
+        A cell's last digits depend on the rows that it runs with: a run that goes on, here or on
+        another machine, cuts what the first process cut.
+        """
+        about = folder.manifest.get("about")
+        begun = about.get("memory") if isinstance(about, dict) else None
+        if not isinstance(begun, int) or begun == work.memory or self.subject.ranks is not None:
+            return []
+        if begun < work.memory:
+            work.cut_for(begun)
+            return []
+        return [
+            f"this run was begun with {format_bytes(begun)} of memory and goes on with "
+            f"{format_bytes(work.memory)}: cells may differ in their last digits"
+        ]
 
     def _work(self) -> PatchWork:
         return PatchWork(

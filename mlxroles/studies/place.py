@@ -15,7 +15,7 @@ from mlxroles.machine.memory import system
 from mlxroles.snapshots import file_facts
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.location import place_of
-from mlxroles.store.shards import led
+from mlxroles.store.shards import is_led
 from mlxroles.studies.subject import Subject
 from mlxroles.supervision import LeftToFirst, supervision
 from mlxroles.text import slug
@@ -85,7 +85,7 @@ class RunPlace:
             "token_ids": {name: list(ids) for name, ids in token_ids.items()},
             "started": now(),
         } | ({} if about is None else {"about": dict(about)})
-        found = RunFolder.open(
+        return RunFolder.open(
             self.results,
             experiment=experiment,
             identity=identity,
@@ -95,8 +95,6 @@ class RunPlace:
             fresh=self.fresh,
             allow_drift=self.allow_drift,
         )
-        wishes.announce(found.path)
-        return found
 
 
 def _joined(path: Path, rank: int, identity: Mapping[str, Any]) -> RunFolder:
@@ -106,7 +104,7 @@ def _joined(path: Path, rank: int, identity: Mapping[str, Any]) -> RunFolder:
         StoreError: the first machine does not begin, or with something else.
     """
     end = time.monotonic() + PATIENCE
-    while led(path) is None:
+    while not is_led(path):
         if time.monotonic() > end:
             raise StoreError(
                 f"machine {rank} waited {PATIENCE:.0f} s for the first one to begin {path}: do all "

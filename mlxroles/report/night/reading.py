@@ -71,7 +71,7 @@ def read_night(path: Path) -> Night:
     state = _state(path, queue, problems)
     since = seconds_of(state.started)
     runs = [_run(path, entry, since) for entry in state.entries]
-    is_held_now = is_held(path / LOCK, path / STATE)
+    is_held_now = is_held(path / LOCK)
     return Night(path, state, queue, runs, is_held_now and state.finished is None, problems)
 
 
