@@ -10,12 +10,14 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,79}")
 _SLUG_LENGTH = 80
 _HASH_LENGTH = 8
+_LEAST_TOLD = 12
+"""Characters in which a beginning, a difference and an end can be shown."""
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -46,6 +48,39 @@ def _visible(char: str) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def shortened(text: str, limit: int) -> str:
+    """The safe text in at most so many characters, cut in the middle: ends tell names apart."""
+    shown = safe_text(text)
+    if len(shown) <= limit:
+        return shown
+    head = max(limit - 1, 0) // 3
+    return shown[:head] + "…"[:limit] + shown[len(shown) - max(limit - 1 - head, 0) :]
+
+
+def distinct(names: Sequence[str], limit: int) -> list[str]:
+    """The names, each :func:`shortened`; those that would look alike show where they differ."""
+    found = [shortened(name, limit) for name in names]
+    for short in {one for one in found if found.count(one) > 1}:
+        alike = [at for at, one in enumerate(found) if one == short]
+        whole = [safe_text(names[at]) for at in alike]
+        start = _shared(whole)
+        if limit < _LEAST_TOLD or all(start >= len(one) for one in whole):
+            continue
+        third = (limit - 2) // 3
+        for at, one in zip(alike, whole, strict=True):
+            first, last = one[: limit - 2 - 2 * third], one[len(one) - third :]
+            found[at] = f"{first}…{one[start : start + third]}…{last}"
+    return found
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """Characters with which all of them begin."""
+    for at, column in enumerate(zip(*texts, strict=False)):
+        if len(set(column)) > 1:
+            return at
+    return min(map(len, texts), default=0)
 
 
 def show_token(token: object, *, limit: int | None = None) -> str:

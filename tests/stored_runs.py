@@ -54,8 +54,11 @@ def cut(run: Path, keep: int) -> list[str]:
     """Leaves a run as if it had been killed after so many cells; the ids of those that are gone."""
     lines = (run / "cells.jsonl").read_bytes().splitlines(keepends=True)
     (run / "cells.jsonl").write_bytes(b"".join(lines[:keep]))
-    for name in ("summary.json", "run.h5", "capture.h5", "events.jsonl", "report.html"):
+    for name in ("summary.json", "run.h5", "capture.h5", "report.html"):
         (run / name).unlink(missing_ok=True)
+    told = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    begun = [line for line in told if b'"event":"started"' in line]
+    (run / "events.jsonl").write_bytes(b"".join(begun))
     return [entry(line)["id"] for line in lines[keep:]]
 
 

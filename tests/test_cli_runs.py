@@ -91,7 +91,7 @@ def test_status_of_a_cut_run_says_how_to_go_on(own, call):
     doc = document(call("status", run.name[:6], "--json"))
     assert doc["state"] == "stopped"
     assert doc["cells"] == {"done": 5, "failed": 0, "total": 5 + len(missing)}
-    assert doc["total_from"] == "manifest"
+    assert doc["total_from"] == "history"
     assert doc["resume"] == f"mlxroles resume {Path('results', run.parent.name, run.name)}"
     status, out, _ = call("status", run)
     assert status == 0
@@ -213,7 +213,8 @@ def test_show_takes_a_sweep_folder(own, tmp_path, call):
     (sweep / "queue.json").write_text(json.dumps({"argv": ["sweep", "x.toml"]}))
     status, out, _ = call("show", "abcdef")
     assert status == 0
-    assert "1 p" in out
+    assert "p           stopped    2/4" in out
+    assert "p: Said" in out
     assert len(document(call("verify", sweep, "--json"))["runs"]) == 1
     assert "\x1b" not in out
     assert document(call("status", "--json"))["runs"][0]["kind"] == "sweep"
@@ -418,6 +419,7 @@ def test_diff_of_runs_over_other_prompts_compares_the_shared_ones(zygote, made, 
 def test_diff_of_two_kinds_shares_nothing(home, made, call):
     doc = document(call("diff", made["patch"], made["probe"], "--json"))
     assert doc["cells"]["shared"] == 0
+    assert "runs of two kinds, patch and probe" in call("diff", made["patch"], made["probe"])[1]
     assert call("diff", made["patch"], made["entropy"])[0] == 0
 
 

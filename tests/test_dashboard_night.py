@@ -19,6 +19,7 @@ from mlxroles.dashboard.forecast import forecast
 from mlxroles.dashboard.layout import Look, Section, beside, flush, stacked
 from mlxroles.dashboard.pace import Eta, Meter, Pace
 from mlxroles.dashboard.progress import Row
+from mlxroles.dashboard.queue_table import queue_table
 from mlxroles.dashboard.screen import Screen
 from mlxroles.dashboard.snapshot import queue_snapshot, run_snapshot
 from mlxroles.dashboard.spoken import SpokenQueue, SpokenRun, progress_sentence
@@ -662,3 +663,55 @@ def test_snapshots_are_plain_data():
     whole = queue_snapshot(night(), state)
     assert whole["run"]["total"] == 194
     assert json.dumps(queue_snapshot(Queue(), None), allow_nan=False)
+
+
+# ---- lists
+
+
+GRID = [f"layers {prompt} seed={seed}" for prompt in ("no_request", "animals") for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_members_of_a_grid_stay_apart_in_a_queue(width):
+    state = night()
+    for entry, name in zip(state.entries, GRID, strict=False):
+        entry.name = name
+    lines = night_screen(width, 24, state=state).splitlines()
+    names = [line[3 : 3 + width // 3] for line in lines if "seed=" in line]
+    assert len(set(names)) == 4
+
+
+def test_an_experiment_that_waits_for_its_second_turn_keeps_what_it_has():
+    state = night()
+    before = forecast(state, None, NOW).share
+    entry = state.entries[4]
+    entry.status = "waiting"
+    assert forecast(state, None, NOW).share == pytest.approx(before)
+    assert "318/770 cells, about" in night_screen(100, 24, state=state)
+    for each in state.entries:
+        each.estimate = None
+    assert forecast(state, None, NOW).share == pytest.approx((4 + 320 / 770) / 7)
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 120, 200])
+def test_a_list_of_a_queue_fits_its_terminal(width):
+    entries = night(finished=True).entries
+    entries[0].name = "x" * 120
+    entries[
+        1
+    ].brief = "i→b half at layer 3 (R 0.82, control 0.38) · b→i half at layer 3 (R 0.87, no)"
+    console = terminal(width, color_system=None)
+    console.print(queue_table(entries, "the night \x1b[2J"))
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    assert "\x1b" not in text
+    assert "deci\n" not in text
+    for entry in entries:
+        assert any(entry.status in line for line in lines)
+    if width == 80:
+        assert len(lines) < 30
+        assert "    i→b half at layer 3 (R 0.82, control 0.38)\n" in text
+        assert "612              12 min" in text
+    if width == 200:
+        assert len(lines) <= 2 + 3 * len(entries)

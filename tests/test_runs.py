@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from mlxroles.errors import SpecError, StoreError
 from mlxroles.events import Cell, Died, Note, RunFinished, RunStarted, Slept, Vitals
-from mlxroles.runs import cells, differ, long, size
+from mlxroles.runs import cells, differ, long
 from mlxroles.runs.check import check
 from mlxroles.runs.find import find, find_run, runs_below
 from mlxroles.runs.state import details, state_of
+from mlxroles.runs.subject import subject
 from mlxroles.runs.tally import tally
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.history import History
@@ -171,10 +172,10 @@ def test_any_bytes_in_a_journal_can_be_counted(tmp_path_factory, data):
 # --- states ---------------------------------------------------------------------------------------
 
 
-def test_a_run_without_history_has_its_total_from_the_manifest(results):
+def test_a_run_without_history_and_summary_has_no_total(results):
     path = made(results, 3)
     state = state_of(path)
-    assert (state.state, state.done, state.total, state.total_from) == ("stopped", 3, 4, "manifest")
+    assert (state.state, state.done, state.total, state.total_from) == ("stopped", 3, None, None)
     (path / "summary.json").write_text('{"schema": "mlxroles/probe/1", "interrupted": "SIGINT"}')
     assert state_of(path).state == "stopped"
 
@@ -238,25 +239,31 @@ def test_a_history_that_is_damaged_or_gone_is_no_error(results):
     assert state_of(path).sessions == []
 
 
+PATCH = {"kind": "patch", "site": "resid_post", "positions": "all", "heads": None, "seed": 0}
+
+
 @pytest.mark.parametrize(
-    ("identity", "total"),
+    ("identity", "rest", "told"),
     [
-        ({"positions": "all", "heads": None}, 2 * 2 + 2 * 3 * 3 * 2),
-        ({"positions": "each", "heads": None}, 2 * 2 + 2 * 3 * 3 * 5),
-        ({"positions": "all", "heads": "each"}, None),
-        ({"positions": "all"}, None),
+        (PATCH | {"prompts": [["notepad", "x"]]}, {}, ["notepad"]),
+        (
+            PATCH | {"prompts": [["a", "x"], ["b", "y"]], "site": "z", "heads": "each", "seed": 3},
+            {},
+            ["a+b", "z", "each head", "seed 3"],
+        ),
+        (
+            PATCH | {"prompts": [["p000", "x"]], "layers": [2, 3], "positions": "each"},
+            {"argv": ["patch", "--prompt", "Once upon"], "about": {"view": {"n_layers": 6}}},
+            ["Once upon", "each position", "layers 2-3"],
+        ),
+        (PATCH | {"prompts": [[f"p{n}", "x"] for n in range(9)]}, {}, ["9 prompts"]),
+        ({"kind": "capture", "prompts": [["\x1b[2J"]], "keep": ["z"]}, {}, ["\\x1b[2J", "z"]),
+        (3, {}, []),
+        ({"kind": [], "prompts": 3, "layers": "x", "seed": "y"}, {"about": 1}, ["seed y"]),
     ],
 )
-def test_cells_of_a_patch_run_are_worked_out_from_its_manifest(identity, total):
-    known = {"kind": "patch", "prompts": [["a", "x", "y"], ["b", "x", "y"]], "layers": [0, 1, 2]}
-    known |= {"controls": ["other_prompt", "random"]}
-    ids = {"a": [1, 2], "b": [1, 2, 3]}
-    assert size.cells_of({"identity": known | identity, "token_ids": ids}) == total
-
-
-@pytest.mark.parametrize("manifest", [{}, {"identity": 3}, {"identity": {"kind": []}}])
-def test_a_manifest_that_tells_nothing_has_no_total(manifest):
-    assert size.cells_of(manifest) is None
+def test_what_a_run_is_about_in_a_few_words(identity, rest, told):
+    assert subject({"identity": identity} | rest) == told
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -352,6 +359,13 @@ def test_cells_of_one_run_alone_are_counted(results):
     first, second = made(results, 2), made(results, 4, seed=1)
     found = compared(first, second)
     assert (found.shared, len(found.only_first), len(found.only_second)) == (2, 0, 2)
+    assert found.coordinates == {"model": ([], ["instruct"])}
+
+
+def test_tokens_have_no_size_of_a_difference():
+    measure = differ.Measure("top5.id")
+    measure.add(3, 948, "a")
+    assert (measure.differing, measure.largest, measure.values) == (1, None, (3, 948))
 
 
 # --- tables ---------------------------------------------------------------------------------------

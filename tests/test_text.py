@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mlxroles.text import (
     did_you_mean,
+    distinct,
     format_bytes,
     format_number,
     format_seconds,
@@ -133,3 +134,18 @@ def test_seconds(seconds, shown):
 )
 def test_numbers(value, form, shown):
     assert format_number(value, form) == shown
+
+
+@given(st.lists(st.text(max_size=40), max_size=6), st.integers(0, 30))
+def test_shortened_names_keep_to_their_limit(names, limit):
+    found = distinct(names, limit)
+    assert all(len(one) <= limit for one in found)
+    for name, one in zip(names, found, strict=True):
+        assert one == safe_text(name) or len(safe_text(name)) > limit
+
+
+def test_names_that_differ_in_the_middle_or_at_the_end_stay_apart():
+    ends = [f"layers no_request seed={seed}" for seed in (0, 1)]
+    assert distinct(ends, 16) == ["layer…est seed=0", "layer…est seed=1"]
+    middles = [f"sweep of {name} with everything else alike" for name in ("apples", "pears")]
+    assert distinct(middles, 20) == ["sweep …apples… alike", "sweep …pears … alike"]

@@ -66,7 +66,7 @@ def _show_sweep(path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(doc)
     else:
-        show_sweep(doc)
+        show_sweep(doc, is_whole=True)
         show_files(str(path), "summary.json", "report.html")
 
 

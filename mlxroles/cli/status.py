@@ -1,19 +1,21 @@
 """`mlxroles status`: which runs there are, how far they are, and what became of them."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxroles.cli.options import json_option
-from mlxroles.cli.output import note, print_json, print_table
+from mlxroles.cli.output import note, print_json, print_table, terminal_width
+from mlxroles.cli.results import show
 from mlxroles.text import format_seconds, safe_text
 
 if TYPE_CHECKING:
     from mlxroles.runs.state import State
 
 _MOST = 20
+_WIDE, _SHORT = 120, 16
+"""Columns from which names of experiments are whole, and characters of them below that."""
 
 
 @click.command("status")
@@ -41,15 +43,56 @@ def command(runs: tuple[str, ...], *, everything: bool, as_json: bool) -> int:
         note("no runs below results/ here")
         return 0
     shown = documents if everything else documents[:_MOST]
-    now = time.time()
-    print_table(
-        "runs",
-        ["experiment", "run", "kind", "#cells", "#failed", "state", "#written", "#left"],
-        [_line(doc, now) for doc in shown],
-    )
+    _list(shown)
     if len(shown) < len(documents):
         note(f"and {len(documents) - len(shown)} older runs (--all)")
     return 0
+
+
+def _list(documents: list[dict[str, Any]]) -> None:
+    """A line per run: as many columns as the terminal has room for, all of them elsewhere."""
+    from mlxroles.dashboard.listing import Column, Row, listing
+
+    now = time.time()
+    lines = [_line(doc, now) for doc in documents]
+    width = terminal_width()
+    names = _names(documents, None if width is None or width >= _WIDE else _SHORT)
+    if width is None:
+        columns = ["experiment", "run", "kind", "#cells", "#failed", "state", "#written", "#left"]
+        rows = [
+            [name, line[0], doc["kind"], *line[1:]]
+            for name, line, doc in zip(names, lines, documents, strict=True)
+        ]
+        print_table("runs", columns, rows)
+        return
+    columns = [
+        Column("run"),
+        Column("cells", is_right=True),
+        Column("failed", is_right=True),
+        Column("state"),
+        Column("written", is_right=True, turn=2),
+        Column("left", is_right=True, turn=1),
+    ]
+    rows = [Row(name, line) for name, line in zip(names, lines, strict=True)]
+    show(listing("", "experiment", columns, rows), plain=False)
+
+
+def _names(documents: list[dict[str, Any]], limit: int | None) -> list[str]:
+    """The experiment of each run and what tells it from its other runs."""
+    alike: dict[str, list[list[str]]] = {}
+    for doc in documents:
+        alike.setdefault(doc["experiment"], []).append(doc["subject"])
+    names = []
+    for doc in documents:
+        others = alike[doc["experiment"]]
+        own = [
+            part
+            for part in doc["subject"]
+            if len(others) == 1 or not all(part in other for other in others)
+        ]
+        experiment = safe_text(doc["experiment"], limit=limit)
+        names.append(f"{experiment} {', '.join(own)}".strip())
+    return names
 
 
 def _all() -> list[dict[str, Any]]:
@@ -67,7 +110,9 @@ def _all() -> list[dict[str, Any]]:
             continue
         done, failed, total = counted(doc)
         cells = {"done": done, "failed": failed, "total": total}
-        short = {"experiment": path.parent.name, "cells": cells, "eta_seconds": None}
+        subject = [f"{len(doc['entries'])} experiments"]
+        short = {"experiment": path.parent.name, "subject": subject, "cells": cells}
+        short["eta_seconds"] = None
         names = ("run", "run_id", "kind", "state", "last_written")
         found.append(short | {name: doc[name] for name in names})
     for path in runs_below():
@@ -79,18 +124,18 @@ def _all() -> list[dict[str, Any]]:
 
 
 def _line(doc: dict[str, Any], now: float) -> list[str]:
+    from mlxroles.dashboard.facts import coarse
+
     cells = doc["cells"]
     total = "?" if cells["total"] is None else cells["total"]
     left = doc["eta_seconds"]
     return [
-        doc["experiment"],
         doc["run_id"],
-        doc["kind"],
         f"{cells['done']}/{total}",
         str(cells["failed"] or ""),
         doc["state"],
-        f"{format_seconds(max(now - _time(doc['last_written']), 0))} ago",
-        "" if left is None else f"about {format_seconds(left)}",
+        f"{coarse(max(now - _time(doc['last_written']), 0))} ago",
+        "" if left is None else f"about {coarse(left)}",
     ]
 
 
@@ -131,8 +176,9 @@ def _several(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _show(state: "State", doc: dict[str, Any]) -> None:
     total = "?" if state.total is None else state.total
-    source = {"manifest": ", as the manifest has it", "summary": ", as the summary has it"}
+    source = {"summary": ", as the summary has it"}
     _say("run", doc["run"])
+    _say("about", ", ".join(doc["subject"]))
     _say("state", _state_text(doc))
     failed = f", {state.failed} failed" if state.failed else ""
     _say("cells", f"{state.done} of {total}{failed}{source.get(str(state.total_from), '')}")
@@ -192,32 +238,33 @@ def _time_text(times: dict[str, Any]) -> str | None:
     return ", ".join(parts) or None
 
 
-def show_sweep(doc: dict[str, Any]) -> None:
-    """Prints the experiments of a sweep, and what happened last."""
-    rows = []
-    for entry in doc["entries"]:
-        total = "?" if entry["cells"] is None else f"{entry['cells']:.0f}"
-        run = "" if entry["run"] is None else Path(entry["run"]).name
-        seconds = "" if not entry["seconds"] else format_seconds(entry["seconds"])
-        cells = f"{entry['done'] or 0:.0f}/{total}"
-        failed = f"{entry['failed']:.0f}" if entry["failed"] else ""
-        name = f"{_place(entry)} {entry['name'] or entry['kind'] or ''}"
-        rows.append([name, entry["kind"] or "", run, cells, failed, entry["status"], seconds])
-    columns = ["experiment", "kind", "run", "#cells", "#failed", "status", "#took"]
-    print_table(f"sweep {doc['name']}: {doc['state']}", columns, rows)
-    for entry in doc["entries"]:
-        for text in (entry["sentence"], entry["error"]):
-            if text:
-                _say(_place(entry), text)
+def show_sweep(doc: dict[str, Any], *, is_whole: bool = False) -> None:
+    """Prints the experiments of a sweep, and what happened last.
+
+    Args:
+        doc: The document of the sweep.
+        is_whole: Whether findings are told in full, below the list.
+    """
+    from mlxroles.dashboard import paragraphs, queue_table
+    from mlxroles.runs.sweeps import entries_of
+
+    entries = entries_of(doc)
+    show(queue_table(entries, f"sweep {doc['name']}: {doc['state']}"), plain=False)
+    told = [f"{entry.name}: {entry.sentence}" for entry in entries if entry.sentence]
+    for text in told if is_whole else ():
+        click.echo()
+        show(paragraphs([text]), plain=False)
+    click.echo()
     for event in doc["events"][-5:]:
         if isinstance(event, dict):
-            _say("event", f"{event.get('time', '')} {event.get('text', '')}")
+            _say("event", f"{_clock(event.get('time'))} {event.get('text', '')}")
     _say("go on", doc["resume"])
 
 
-def _place(entry: dict[str, Any]) -> str:
-    """Which experiment of a sweep this is, counted from 1."""
-    return str(entry["number"] + 1) if isinstance(entry["number"], int) else "?"
+def _clock(value: object) -> str:
+    from mlxroles.dashboard.forecast import clock_time
+
+    return clock_time(str(value)) or str(value or "")
 
 
 def _say(label: str, text: str | None) -> None:

@@ -69,14 +69,17 @@ def _share(queue: QueueState, run: RunState | None, left: Eta | None) -> float:
     over = [e for e in queue.entries if e.status not in ("running", "waiting")]
     if queue.finished is not None or len(over) == len(queue.entries):
         return 1.0
-    running = [e for e in queue.entries if e.status == "running"]
-    spent = sum(e.seconds for e in (*over, *running))
+    spent = sum(e.seconds for e in queue.entries)  # also of those that wait for a second turn
     if left is not None and spent + left.likely > 0:
         return spent / (spent + left.likely)
-    part = 0.0
-    if running and run is not None and run.progress.total:
-        part = run.progress.settled / run.progress.total
-    return (len(over) + part) / max(len(queue.entries), 1)
+    parts = 0.0
+    for entry in queue.entries:
+        settled, total = entry.done + entry.failed, entry.cells
+        if entry.status == "running" and run is not None and run.progress.total:
+            settled, total = run.progress.settled, run.progress.total
+        if entry.status in ("running", "waiting") and total:
+            parts += min(settled / total, 1.0)
+    return (len(over) + parts) / max(len(queue.entries), 1)
 
 
 def _ahead(entry: Entry, run: RunState | None) -> Eta | None:

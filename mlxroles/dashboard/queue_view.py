@@ -17,7 +17,7 @@ from mlxroles.dashboard.layout import Look, Section, blank, clipped, flush, one,
 from mlxroles.dashboard.pace import Eta
 from mlxroles.dashboard.state import RunState
 from mlxroles.store.sweep_state import Entry, QueueState
-from mlxroles.text import safe_text
+from mlxroles.text import distinct, safe_text, shortened
 
 MARKS = {
     "done": ("✓", "green"),
@@ -29,7 +29,7 @@ MARKS = {
 }
 """A mark and a style per state of an experiment."""
 
-_NAME, _WIDE_NAME = 22, 34
+_NAME, _WIDE_NAME = 28, 40
 _BAR, _WIDE_BAR = 14, 24
 _WIDE = 110
 _LOG = 5
@@ -120,8 +120,10 @@ def _entries(
     told = [e for e in shown if e.sentence is not None and e.status == "done"]
     below = {e.number for e in told[max(len(told) - spare, 0) :]} if spare else set()
     lines: list[Text] = []
+    labels = _labels(queue.entries, width)
     for entry in shown:
-        lines.append(_entry(entry, guess, run if entry.status == "running" else None, width))
+        own = run if entry.status == "running" else None
+        lines.append(_entry(entry, labels[entry.number], guess, own, width))
         if entry.number in below:
             found = safe_text(entry.brief or entry.sentence or "", limit=300)
             lines.append(clipped(Text(f"     {found}", style="dim italic"), width))
@@ -154,19 +156,28 @@ def _rest(entries: Sequence[Entry], guess: Forecast) -> Text | None:
     return Text(f"   … and {', '.join(parts)}{about}", style="dim")
 
 
-def _entry(entry: Entry, guess: Forecast, run: RunState | None, width: int) -> Text:
+def _labels(entries: Sequence[Entry], width: int) -> dict[int, str]:
+    """The names of all experiments in one width; with their kinds where there is room for all."""
+    most = _WIDE_NAME if width >= _WIDE else min(_NAME, max(width // 3, 8))
+    names = [safe_text(entry.name) for entry in entries]
+    kinds = [
+        f"{e.kind} " if e.kind not in name else "" for e, name in zip(entries, names, strict=True)
+    ]
+    whole = [kind + name for kind, name in zip(kinds, names, strict=True)]
+    shown = whole if max(map(len, whole), default=0) <= most else distinct(names, most)
+    room = max(map(len, shown), default=0)
+    return {e.number: name.ljust(room) for e, name in zip(entries, shown, strict=True)}
+
+
+def _entry(entry: Entry, label: str, guess: Forecast, run: RunState | None, width: int) -> Text:
     mark, style = MARKS.get(entry.status, ("?", ""))
     is_wide = width >= _WIDE
-    room = _WIDE_NAME if is_wide else min(_NAME, max(width // 3, 8))
-    name = safe_text(entry.name, limit=room)
-    if entry.kind and entry.kind not in name and len(name) + len(entry.kind) + 1 <= room:
-        name = f"{entry.kind} {name}"
     text = Text.assemble((f" {mark} ", style), no_wrap=True)
     styles = {"running": "bold", "waiting": "dim"}
-    text.append(f"{name.ljust(room)}  ", styles.get(entry.status, ""))
+    text.append(f"{label}  ", styles.get(entry.status, ""))
     text.append_text(_state(entry, guess, run, width - text.cell_len))
     if is_wide and entry.status == "done" and entry.sentence:
-        at = room + 5 + 30
+        at = len(label) + 5 + 30
         if text.cell_len < at:
             text.append(" " * (at - text.cell_len))
         text.append(f"  {safe_text(entry.brief or entry.sentence, limit=300)}", "dim italic")
@@ -181,7 +192,8 @@ def _state(entry: Entry, guess: Forecast, run: RunState | None, room: int) -> Te
             _append_running(text, entry, guess, run, room)
         case "waiting":
             ahead = guess.each.get(entry.number)
-            text.append(f"about {facts.span(ahead)}" if ahead else "waits", "dim")
+            far = f"{entry.done}/{entry.cells} cells, " if entry.done and entry.cells else ""
+            text.append(f"{far}about {facts.span(ahead)}" if ahead else f"{far}waits", "dim")
         case "done":
             cells = entry.cells if entry.cells is not None else entry.done
             text.append(f"{cells} cells  {facts.coarse(entry.seconds)}")
@@ -238,7 +250,7 @@ def _ranks(queue: QueueState, width: int) -> Text:
 
 def _rule(queue: QueueState, width: int) -> Text:
     named = [e for e in queue.entries if e.status == "running"]
-    name = f" {safe_text(named[0].name, limit=max(width - 8, 4))} " if named else ""
+    name = f" {shortened(named[0].name, max(width - 8, 4))} " if named else ""
     return clipped(Text(f"──{name}".ljust(width, "─"), style="bright_black"), width)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxroles.errors import IntegrityError, MlxrolesError, StoreError
-from mlxroles.plan import PLAN_VERSION, canonical_json, run_id
+from mlxroles.plan import PLAN_VERSION, run_id
 from mlxroles.runs.captures import file_of, run_id_of
 from mlxroles.runs.find import PARTS
 from mlxroles.runs.packed import compare_packed
@@ -140,7 +140,7 @@ def _manifest(folder: RunFolder, state: State) -> Iterator[Finding]:
     # The id of a capture is also of the type that its numbers are stored as.
     if state.kind != "capture" and doc.get("plan_version") == PLAN_VERSION:
         expected = slug(run_id(identity))
-        if doc["run_id"] not in (expected, _earlier_id(identity)):
+        if doc["run_id"] != expected:
             text = f"{MANIFEST} is not what was written: its identity has the id {expected}, not"
             text += f" {safe_text(str(doc['run_id']), limit=40)}"
             yield Finding("damage", text, (), "put it back from a copy")
@@ -148,12 +148,6 @@ def _manifest(folder: RunFolder, state: State) -> Iterator[Finding]:
     if isinstance(drift, list) and drift:
         fields = sorted({str(one.get("field")) for one in drift if isinstance(one, Mapping)})
         yield Finding("note", f"the run went on with another {', '.join(map(safe_text, fields))}")
-
-
-def _earlier_id(identity: Mapping[str, Any]) -> str:
-    """The id that the first version gave, of the whole identity."""
-    text = canonical_json({"plan_version": PLAN_VERSION, "identity": identity})
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
 
 
 def _journal(state: State) -> Iterator[Finding]:

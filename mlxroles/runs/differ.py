@@ -19,6 +19,8 @@ TOLERANCE = 1e-6
 """Absolute difference beyond which numbers are counted."""
 _NAMED = 20
 """Cells of one run alone that are named, at most."""
+_LABELS = (".id", ".ids")
+"""Ends of measures that name a token: they are the same or not, and nothing in between."""
 
 Key = tuple[tuple[str, str], ...]
 
@@ -47,7 +49,7 @@ class Measure:
         if here == there or (_is_nan(here) and _is_nan(there)):
             return
         self.differing += 1
-        difference = _difference(here, there)
+        difference = math.inf if self.name.endswith(_LABELS) else _difference(here, there)
         self.beyond += not difference <= TOLERANCE  # NaN is beyond
         if self.where is None or (difference > (self.largest or 0.0)):
             self.largest = difference if math.isfinite(difference) else self.largest
@@ -100,6 +102,8 @@ class Difference:
     shared: int = 0
     only_first: list[str] = field(default_factory=list)
     only_second: list[str] = field(default_factory=list)
+    coordinates: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+    """By coordinate, what the first run has alone and what the second has."""
     other_tokens: list[str] = field(default_factory=list)
     """Prompts of one name whose tokens differ."""
     measures: dict[str, Measure] = field(default_factory=dict)
@@ -126,6 +130,10 @@ class Difference:
                 "only_first_ids": self.only_first[:_NAMED],
                 "only_second_ids": self.only_second[:_NAMED],
             },
+            "coordinates": [
+                {"coordinate": axis, "only_first": list(one), "only_second": list(other)}
+                for axis, (one, other) in self.coordinates.items()
+            ],
             "prompts_with_other_tokens": self.other_tokens,
             "numbers": self.numbers,
             "differing": self.differing,
@@ -148,7 +156,12 @@ def differ(first: Source, second: Source) -> Difference:
     found.other_tokens = _other_tokens(one.get("token_ids"), other.get("token_ids"))
     # the rows of the second run are looked up, those of the first come one by one
     known = {_key(row): row for row in second.rows()}
+    here: dict[str, dict[str, None]] = {}
+    there: dict[str, dict[str, None]] = {}
+    for row in known.values():
+        _collect(there, row)
     for row in first.rows():
+        _collect(here, row)
         match = known.pop(_key(row), None)
         if match is None:
             found.only_first.append(row.id)
@@ -157,7 +170,18 @@ def differ(first: Source, second: Source) -> Difference:
         _numbers(found, row, match)
         _arrays(found, row, match)
     found.only_second = [row.id for row in known.values()]
+    for axis in [*here, *(axis for axis in there if axis not in here)]:
+        mine, theirs = here.get(axis, {}), there.get(axis, {})
+        if mine.keys() != theirs.keys():
+            alone = [v for v in mine if v not in theirs], [v for v in theirs if v not in mine]
+            found.coordinates[axis] = alone
     return found
+
+
+def _collect(values: dict[str, dict[str, None]], row: Row) -> None:
+    """Takes in what a row has along each coordinate."""
+    for axis, value in row.coords.items():
+        values.setdefault(axis, {})[str(value)] = None
 
 
 def fields(here: Any, there: Any, name: str = "") -> Iterator[dict[str, Any]]:
