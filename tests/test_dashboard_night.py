@@ -350,10 +350,22 @@ def test_further_machines_do_not_start_the_run_anew():
     before = state.progress.total
     state.fold(RunStarted("other", "x", (), 0, {}, 2))
     assert (state.progress.total, state.progress.title[:5]) == (before, "patch")
-    same = RunStarted(state.progress.title, "x", (), 0)
-    assert [state.is_begun_by(replace(same, rank=rank)) for rank in (0, 1)] == [True, False]
-    assert state.is_begun_by(replace(same, title="next", rank=1))
+    assert not state.is_begun_by(RunStarted(state.progress.title, "x", (), 0))
+    assert state.is_begun_by(RunStarted("next", "x", (), 0))
     assert not state.is_begun_by(Note("x"))
+
+
+def test_without_a_baseline_no_cell_of_a_map_has_an_effect():
+    view = {"kind": "patch", "layers": [0, 1], "directions": ["base_to_instruct"], "n_layers": 2}
+    state = RunState()
+    state.fold(RunStarted("t", "", (), 0, view | {"heads": "each", "n_heads": 4}))
+    coords = {"direction": "base_to_instruct", "layer": 1, "head": 2, "prompt": 0}
+    value = state.progress.value
+    state.fold(CellDone(Cell("x", coords), {value: 0.9}, 1.0))
+    assert state.progress.effects("base_to_instruct") == {}
+    baseline = Cell("baseline/instruct", {"baseline": "instruct", "prompt": 0})
+    state.fold(CellDone(baseline, {value: 0.9}, 1.0))
+    assert state.progress.effects("base_to_instruct") == {(1, 2): 0.0}
 
 
 # ---- time

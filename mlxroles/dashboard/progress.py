@@ -163,14 +163,15 @@ class Progress:
         return _mean(self._baselines.get(documents.recipient(direction), {})).value
 
     def shown(self, row: Row) -> Shown | None:
-        """What the row shows; None while no cell of it has landed."""
+        """What the row shows: of several cells the furthest from the baseline; None before."""
         parts = self._means.get(row)
         if not parts:
             return None
         if len(parts) == 1:
             return next(iter(parts.values()))
         level = self.baseline(row.direction)
-        level = 0.0 if math.isnan(level) else level
+        if math.isnan(level):
+            return None
         known = [mean for mean in parts.values() if not math.isnan(mean.value)]
         return max(known or parts.values(), key=lambda mean: abs(mean.value - level))
 
@@ -186,15 +187,18 @@ class Progress:
         return sorted(self.columns[axis]) if axis else []
 
     def effects(self, direction: str) -> dict[tuple[int, int], float]:
-        """Value less baseline by layer and head or position; NaN where the value has none."""
+        """Value less baseline by layer and head or position; NaN where the value has none.
+
+        Nothing but what failed is known before the baseline is.
+        """
         axis = self.part_axis
         level = self.baseline(direction)
-        level = 0.0 if math.isnan(level) else level
         found: dict[tuple[int, int], float] = {}
         for layer in self.layers if axis else ():
             row = Row(direction, layer)
             broken = dict.fromkeys(self._failed_rows.get(row, {}).values(), Shown(math.nan, 1))
-            for (head, position), mean in (broken | self._means.get(row, {})).items():
+            means = {} if math.isnan(level) else self._means.get(row, {})
+            for (head, position), mean in (broken | means).items():
                 at = head if axis == "head" else position
                 if isinstance(at, int):
                     found[layer, at] = mean.value - level

@@ -90,10 +90,8 @@ class RunState:
         return self.meter.tokens or self.progress.tokens_per_second
 
     def is_begun_by(self, event: Event) -> bool:
-        """Whether the event begins another run, or this one anew, in whose place this state is."""
-        if not isinstance(event, RunStarted):
-            return False
-        return not event.rank or event.title != self.progress.title
+        """Whether the event begins another run; one that goes on keeps its state and cells."""
+        return isinstance(event, RunStarted) and event.title != self.progress.title
 
     def catch_up(self, events: Iterable[Event]) -> None:
         """Takes in what happened before anybody looked: stored cells tell how fast it goes."""
