@@ -23,31 +23,44 @@ from mlxroles.errors import SIGNAL_STATUS, MlxrolesError
 from mlxroles.supervision import LeftToFirst, leave_unattended
 from mlxroles.text import did_you_mean, safe_text
 
-COMMANDS = {
-    "patch": "Which layers carry the difference between base and instruct.",
-    "probe": "What a model is about to say: the measures alone.",
-    "entropy": "How attention spreads on prompts about the model.",
-    "compare": "What instruction tuning changed, layer by layer.",
-    "candidates": "Heads whose entropy tuning moved, beside what chance gives.",
-    "correlate": "Whether families changed in the same layers.",
-    "pipeline": "The whole role study of one or several families.",
-    "status": "How far runs are: a line for each, or everything about one.",
-    "watch": "The live view of a run or sweep that goes on elsewhere.",
-    "show": "What a run found, as its command printed it.",
-    "resume": "Go on with a run that was stopped.",
-    "verify": "Check stored runs against what was written.",
-    "diff": "What differs between two runs: question and numbers.",
-    "export": "A run as CSV, Parquet, JSON, safetensors or npz.",
-    "report": "Make the report of a stored run again.",
-    "capture": "Write the activations of prompts to HDF5.",
-    "run": "Run the experiment of a file.",
-    "sweep": "Run a queue of experiments through the night.",
-    "plan": "What experiment files would take: cells, time, memory, disk.",
-    "bench": "Measure the sweep engine on this machine, beside plain loops.",
-    "models": "Show, check and download models.",
-    "doctor": "Is this machine fit for long runs, and what to type if not.",
+SECTIONS = {
+    "Studies": {
+        "patch": "Which layers carry the difference between base and instruct.",
+        "probe": "What a model is about to say: the measures alone.",
+        "entropy": "How attention spreads on prompts about the model.",
+        "pipeline": "The whole role study of one or several families.",
+        "compare": "What instruction tuning changed, layer by layer.",
+        "candidates": "Heads whose entropy tuning moved, beside what chance gives.",
+        "correlate": "Whether families changed in the same layers.",
+        "capture": "Write the activations of prompts to HDF5.",
+    },
+    "Experiments as files": {
+        "run": "Run the experiment of a file.",
+        "plan": "What experiment files would take: cells, time, memory, disk.",
+        "sweep": "Run a queue of experiments through the night.",
+    },
+    "Stored runs": {
+        "status": "How far runs are: a line for each, or everything about one.",
+        "show": "What a run found, as its command printed it.",
+        "watch": "The live view of a run or sweep that goes on elsewhere.",
+        "resume": "Go on with a run that was stopped.",
+        "report": "Make the report of a stored run again.",
+        "verify": "Check stored runs against what was written.",
+        "diff": "What differs between two runs: question and numbers.",
+        "export": "A run as CSV, Parquet, JSON, safetensors or npz.",
+    },
+    "Models and machine": {
+        "models": "Show, check and download models.",
+        "doctor": "Is this machine fit for long runs, and what to type if not.",
+        "bench": "Measure the sweep engine on this machine, beside plain loops.",
+    },
 }
-"""Name and one line for every command; ``mlxroles.cli.<name>`` holds it as ``command``."""
+"""Name and one line for every command, as ``--help`` lists them.
+
+``mlxroles.cli.<name>`` holds a command as ``command``.
+"""
+
+COMMANDS = {name: line for section in SECTIONS.values() for name, line in section.items()}
 
 MODULES = {"run": "run_file"}
 """The modules whose names differ from the command's: :func:`run` is what runs every command."""
@@ -83,9 +96,10 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of commands from :data:`COMMANDS`, importing none of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        """Writes the lists of commands from :data:`SECTIONS`, importing none of them."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -110,7 +124,7 @@ def group() -> None:
     Examples:
       mlxroles patch --pair tiny
       mlxroles patch --pair llama8b --layers 25-31
-      mlxroles models list
+      mlxroles sweep experiments/overnight.toml
     """  # noqa: D301  (click reads the backspace character itself)
 
 

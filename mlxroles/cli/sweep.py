@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE.toml...")
 @click.option("--until", metavar="07:00", help="When to end, whatever the files say.")
 @click.option("--budget", metavar="8h", help="How long to run, whatever the files say.")
-@click.option("--notify", metavar="CMD", help="Run this command at the end; see below.")
+@click.option(
+    "--notify",
+    metavar="CMD",
+    help="Run this command at the end, the summary as JSON on its standard input.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, as `mlxroles plan` does.")
 @plain_option
 @json_option
@@ -37,17 +41,16 @@ def command(**given: Any) -> int:
     """Run a queue of experiments, one after the other, whatever happens in between.
 
     Each experiment runs in a process of its own. One that dies or hangs is started again and goes
-    on from the last stored cell; a cell that it dies of twice is tried alone and then recorded as
-    failed; an experiment that cannot go on is left and the next one begins. The same command goes
-    on after a kill or a power cut. With an end (--until, --budget) every fourth layer of all
-    experiments comes first, then what lies between.
+    on from the last stored cell; a cell that it dies of again and again is tried alone and then
+    recorded as failed; an experiment that cannot go on is left and the next one begins. The same
+    command goes on after a kill or a power cut. With an end (--until, --budget) every fourth layer
+    of large patch sweeps comes first, with its controls, then what lies between.
 
-    At the end the terminal's bell rings, a Mac shows a notification, and --notify runs a command
-    with the summary as JSON on its standard input. The morning report is report.html in the folder
-    that is printed.
+    At the end the terminal's bell rings, a Mac shows a notification, and the path of the morning
+    report is printed.
 
-    Several machines that see one results folder share the cells of each experiment:
-    `mlx.launch --hosts a,b -- /path/to/mlxroles sweep FILE.toml`.
+    Several machines that see one results folder share the cells of patch, probe and entropy runs:
+    `mlx.launch --hostfile FILE.json -- /path/to/mlxroles sweep FILE.toml`.
 
     \b
     Examples:

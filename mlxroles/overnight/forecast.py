@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles.overnight.child import PROGRAM
+from mlxroles.overnight.queue import take_findings
+from mlxroles.store.folder import JOURNAL
+from mlxroles.store.summary import SUMMARY
 from mlxroles.store.sweep_state import Entry, QueueState
 from mlxroles.supervision import Supervision
 
@@ -55,12 +58,32 @@ def _into(state: QueueState, found: dict[str, Any]) -> None:
     for entry in state.entries:
         if entry.name == found["name"]:
             entry.cells = entry.cells or found.get("cells")
-            if entry.status == "done" and _is_another(entry, found):
+            if found.get("error") and entry.status == "waiting":
+                entry.status, entry.error = "failed", str(found["error"])
+            elif entry.status == "done" and _is_another(entry, found):
                 entry.status = "waiting"
+            elif entry.status == "waiting" and (run := _whole(found)) is not None:
+                entry.status, entry.run = "done", run
+                entry.done = entry.restored = found["done"]
+                take_findings(entry)
             seconds = found.get("seconds_left") or found.get("seconds")
             if seconds and entry.status == "waiting":
                 entry.estimate = seconds["likely"]
                 entry.estimate_low, entry.estimate_high = seconds["low"], seconds["high"]
+
+
+def _whole(found: dict[str, Any]) -> str | None:
+    """The folder of an experiment's only run, where it is whole and its results are written."""
+    if len(found["runs"]) != 1 or not found["cells"] or found["done"] < found["cells"]:
+        return None
+    path = found["runs"][0].get("path")
+    try:
+        is_written = path and (
+            (Path(path) / SUMMARY).stat().st_mtime_ns >= (Path(path) / JOURNAL).stat().st_mtime_ns
+        )
+    except OSError:
+        return None
+    return str(path) if is_written else None
 
 
 def _is_another(entry: Entry, found: dict[str, Any]) -> bool:

@@ -116,8 +116,12 @@ class Supervisor:
     def _pass(self, *, coarse: bool) -> None:
         """Every experiment that waits, once."""
         for entry in self._waiting():
-            if not self._is_over():
+            if self._is_next(entry):
                 self._experiment(entry, coarse=coarse)
+
+    def _is_next(self, entry: Entry) -> bool:
+        """Whether an experiment still waits: planning may have found it done, or impossible."""
+        return entry.status == "waiting" and not self._is_over()
 
     def _waiting(self) -> list[Entry]:
         return [entry for entry in self.state.entries if entry.status == "waiting"]

@@ -130,5 +130,5 @@ def _refusal(path: Path, owner: dict[str, object]) -> str:
     )
     return (
         f"{shown(path.parent)} is being written by process {pid} on {host} since {start}:"
-        " wait for it, stop it, or choose another folder with --out"
+        " wait for it, or stop it; `mlxroles watch` shows how far it is"
     )
