@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -264,3 +265,12 @@ def test_the_state_on_disk_is_what_is_shown(tmp_path):
     (sweep,) = Path("results").glob("sweep_night/*")
     assert json.loads((sweep / "state.json").read_text()) == seen[-1]
     assert seen[-1]["pid"] == os.getpid()
+
+
+def test_a_process_that_hangs_when_it_is_asked_to_end_is_ended(monkeypatch):
+    monkeypatch.setattr(supervise, "LAST", 1.5)
+    threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    state = supervised(experiment("a", faults="hang@4"))
+    assert time.monotonic() - began < 60
+    assert (state.interrupted, state.entries[0].status) == ("SIGTERM", "stopped")

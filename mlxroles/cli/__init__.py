@@ -67,6 +67,10 @@ MODULES = {"run": "run_file"}
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+SHORT_OF_MEMORY = (
+    "memory ran out; what is stored stays: close other programs, or try --memory 50%, --resident 1 "
+    "or a smaller model"
+)
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """What writing the output to a file may end in, through no fault of ours."""
@@ -152,6 +156,8 @@ def run(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED
+    except MemoryError:
+        return _failed(MlxrolesError(SHORT_OF_MEMORY))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -11,12 +11,11 @@ import click
 
 from mlxroles.cli.experiments import arguments, command_of
 from mlxroles.cli.options import json_option, plain_option
-from mlxroles.cli.output import note, print_json, print_table
+from mlxroles.cli.output import note, print_json
 from mlxroles.cli.plan import allowed, ending
 from mlxroles.cli.results import RESULTS
 from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS, SpecError
 from mlxroles.spec import Experiment, Queue, read_queue
-from mlxroles.text import format_seconds
 
 if TYPE_CHECKING:
     from mlxroles.events import Event
@@ -143,7 +142,7 @@ def _lead(
     finally:
         forecast.close()
     page = night.write(path)
-    _say(state, page, as_json=given["as_json"])
+    _say(state, page, as_json=given["as_json"], plain=given["plain"])
     text = _sentence(state)
     for problem in notify(
         f"mlxroles {state.name}",
@@ -187,27 +186,15 @@ def _end(state: "QueueState", queue: Queue) -> float | None:
     return None if seconds is None else time.time() + seconds
 
 
-def _say(state: "QueueState", page: Path, *, as_json: bool) -> None:
+def _say(state: "QueueState", page: Path, *, as_json: bool, plain: bool) -> None:
     if as_json:
         print_json(state.to_json() | {"report": str(page)})
         return
-    rows = [
-        [
-            entry.name,
-            entry.status,
-            f"{entry.done}/{entry.cells}" if entry.cells else "",
-            format_seconds(entry.seconds),
-            entry.error or entry.brief or _first(entry.sentence),
-        ]
-        for entry in state.entries
-    ]
-    print_table(_sentence(state), ["experiment", "status", "#cells", "#time", "found"], rows)
+    from mlxroles.cli.results import show
+    from mlxroles.dashboard.queue_table import queue_table
+
+    show(queue_table(state.entries, _sentence(state)), plain=plain)
     click.echo(page)
-
-
-def _first(text: str | None) -> str:
-    """The first sentence of a finding."""
-    return (text or "").partition(". ")[0]
 
 
 def _sentence(state: "QueueState") -> str:

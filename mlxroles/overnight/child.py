@@ -137,10 +137,10 @@ class Child:
             self.is_hung = True
             self.process.kill()
 
-    def ask_to_end(self) -> None:
-        """Asks the process to store its running batch and end."""
+    def ask_to_end(self, name: str = "SIGTERM") -> None:
+        """Asks the process, by a signal, to store its running batch and end."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.Signals[name])
 
     def end(self) -> None:
         """Ends the process, after asking it first."""

@@ -43,6 +43,8 @@ PATIENCE = 20.0
 """Seconds to wait for another process to leave a run before the next experiment begins."""
 LOCK_PATIENCE = 3600.0
 """Seconds to wait for it when nothing else is left to do."""
+LAST = 60.0
+"""Seconds without progress after which a process hangs that was asked to end, at least."""
 LATE = 300.0
 """Seconds after the deadline for storing the last batch and what is made of the cells."""
 BEAT = 0.25
@@ -199,13 +201,14 @@ class Supervisor:
         self.child = None
         child = self.child = Child(entry.argv, log, wishes)
         if self.signal is not None:
-            child.ask_to_end()
+            child.ask_to_end(self.signal)
         try:
             while child.process.poll() is None:
                 self._take(entry, child.events())
                 entry.seconds = before + time.monotonic() - began
                 self.ranks.cells = cells + child.stored
-                child.end_if_it_hangs(self.hang)
+                # one that was asked to end has less time for its last batch
+                child.end_if_it_hangs(self.hang if self.signal is None else min(self.hang, LAST))
                 if self._deadline.left < -LATE:
                     child.end()
                 self._beat()
@@ -345,7 +348,7 @@ class Supervisor:
         if self.signal is None:
             self.signal = name
             if self.child is not None:
-                self.child.ask_to_end()
+                self.child.ask_to_end(name)
         elif self.child is not None:
             self.child.process.kill()
 

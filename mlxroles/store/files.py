@@ -92,8 +92,9 @@ def require_space(path: Path, n_bytes: int) -> None:
     needed = n_bytes + min(n_bytes + MIB, LARGEST_RESERVE)
     if free < needed:
         raise StoreError(
-            f"{shown(path)} cannot be written: the disk has {format_bytes(free)} left and"
-            f" {format_bytes(needed)} are needed; free space, then run the same command again"
+            f"{shown(path)} cannot be written: the disk lacks {format_bytes(needed - free)}"
+            f" ({format_bytes(free)} left, {format_bytes(needed)} needed); free space, then run"
+            " the same command again"
         )
 
 
