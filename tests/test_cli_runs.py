@@ -18,6 +18,7 @@ from stored_runs import COMMANDS, change_line, change_manifest, copied, cut
 from zygote import go, noted, wait_for, watched
 
 from mlxroles import cli
+from mlxroles.runs.find import NOTHING
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.lock import RunLock
 
@@ -136,7 +137,7 @@ def test_status_and_show_of_a_run_that_another_process_writes(zygote, tmp_path, 
 
 
 def test_lists_without_runs_and_with_broken_ones(own, call):
-    assert call("status") == (0, "", "no runs below results/ here\n")
+    assert call("status") == (0, "", f"{NOTHING}\n")
     run = own("probe")
     (run / "manifest.json").write_text("{")
     status, out, err = call("status", "--json")
@@ -215,7 +216,8 @@ def test_show_takes_a_sweep_folder(own, tmp_path, call):
     assert status == 0
     assert "p           stopped    2/4" in out
     assert "p: Said" in out
-    assert len(document(call("verify", sweep, "--json"))["runs"]) == 1
+    assert len(document(call("verify", sweep, run, "--json"))["runs"]) == 1
+    assert call("show", sweep.parent)[1].splitlines()[0] == out.splitlines()[0]
     assert "\x1b" not in out
     assert document(call("status", "--json"))["runs"][0]["kind"] == "sweep"
     assert call("resume", sweep, "--dry-run")[1] == "mlxroles sweep x.toml\n"
@@ -573,8 +575,9 @@ def test_a_run_goes_on_in_its_own_folder(zygote, own, call, tmp_path, kind):
 
 
 def test_resume_takes_the_newest_unfinished_run(own, call, tmp_path):
-    assert call("resume") == (0, "", "no unfinished run below results/\n")
+    assert call("resume") == (0, "", f"{NOTHING}\n")
     own("patch")
+    assert call("resume") == (0, "", "no unfinished run below results/\n")
     run = own("probe")
     cut(run, 2)
     status, out, _ = call("resume", "--dry-run")

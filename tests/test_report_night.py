@@ -152,7 +152,7 @@ def test_a_night_with_every_kind_of_end(results):
     )
     page, doc, text = read(sweep)
     assert doc["headline"] == (
-        "1 of 4 experiments done in 6 h 12 min over 2 sessions; 1 failed, 2 left at the deadline, "
+        "1 of 4 experiments done in 20 min 00 s over 2 sessions; 1 failed, 2 left at the deadline, "
         "2 cells failed, 1 process died and was started again, the machine slept 1 min 30 s."
     )
     first = doc["look_first"]
@@ -497,8 +497,13 @@ def test_estimates_that_were_off_are_told_once(results):
         for n in range(5)
     ]
     made.append(Made(done(5, "small", seconds=9.0, estimate=1.0), patched(), history(9)))
-    _, doc, _ = read(make(results, made))
+    stopped = [*history(6), (9, started())]
+    made.append(Made(done(6, "again", seconds=9e3, estimate=9.0), patched(), stopped))
+    _, doc, text = read(make(results, made))
+    html = (results / "sweep_night/0123abcd/report.html").read_text(encoding="utf-8")
     [one] = [one for one in doc["look_first"] if one["what"] == "estimate"]
+    for told in (text, html):
+        assert told.index("Largest against") < told.index("5 estimates off")
     assert one["title"] == "5 estimates off by more than a factor of two"
     assert "10 min 00 s thought, 1 h 00 min taken" in one["text"]
     assert "and 2 more" in one["text"]
@@ -542,3 +547,29 @@ def test_the_report_is_made_again_from_the_same_folder(results):
     first = read(sweep)[1]
     again = read(sweep)[1]
     assert first | {"timestamp": ""} == again | {"timestamp": ""}
+
+
+def test_where_earlier_layers_have_no_number_half_is_at_or_before(results):
+    summary = patched()
+    _, doc, _ = read(make(results, [Made(done(0, "layers"), summary, history(0))]))
+    first = doc["experiments"][0]["told"][0]["brief"]
+    assert first.startswith("half at layer ")
+    layer = int(first.split()[3])
+    del summary["instruct_to_base"][str(layer - 1)]
+    later = results.parent / "later"
+    _, doc, _ = read(make(later, [Made(done(0, "layers"), summary, history(0))]))
+    assert doc["experiments"][0]["told"][0]["brief"].startswith(f"half at or before layer {layer}")
+
+
+def test_few_prompts_of_a_probe_are_named(results):
+    values = {"notepad": 0.999, "animals": 0.5, "no_request": 0.0}
+    rows = [
+        {"model": "base", "variant": "default", "prompt": name, "tool_call_prob": value}
+        for name, value in values.items()
+    ]
+    rows.append(rows[0] | {"variant": "no-tools", "tool_call_prob": 0.25})
+    summary = {"schema": "mlxroles/probe/1", "headline": "X", "rows": rows}
+    _, doc, _ = read(make(results, [Made(done(0, "p"), summary, history(0))]))
+    assert doc["experiments"][0]["sentence"].endswith(
+        "base notepad 0.999, animals 0.500, no_request 0.000, notepad (no-tools) 0.250."
+    )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,7 +52,20 @@ def command(first: str, second: str, *, as_json: bool) -> int:
     _spec(found)
     _cells(found)
     _numbers(found)
+    for which, path in zip(("first", "second"), paths, strict=True):
+        text = _told(path)
+        if text:
+            click.echo(f"{which:<10} {text}")
     return 0
+
+
+def _told(path: Path) -> str:
+    """What a run has found, in half a line; empty where that cannot be said."""
+    from mlxroles.runs.find import read_object
+    from mlxroles.store.summary import SUMMARY
+
+    summary = read_object(path / SUMMARY).get("summary")
+    return safe_text(str(summary.get("brief") or "")) if isinstance(summary, dict) else ""
 
 
 def _spec(found: "Difference") -> None:

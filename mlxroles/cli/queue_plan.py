@@ -245,7 +245,9 @@ def _lines(doc: Mapping[str, Any]) -> list[str]:
         bases = [e["seconds"]["basis"] for e in entries if e["seconds"]]
         basis = dict.fromkeys(re.sub(r" on \d+ runs?.*", "", text) for text in bases)
         found.append(
-            f"time          about {format_seconds(left['likely'])} "
+            "time          nothing is left to do"
+            if not left["likely"] and not rest
+            else f"time          about {format_seconds(left['likely'])} "
             f"({format_seconds(left['low'])} to {format_seconds(left['high'])})"
             + (f", without {rest} that cannot be estimated" if rest else "")
             + "".join(f"; {text}" for text in basis if text)

@@ -30,14 +30,14 @@ def command(run: str | None, *, dry_run: bool, allow_drift: tuple[str, ...], as_
       mlxroles resume 838a58
     """  # noqa: D301
     from mlxroles.runs.command import command_of, unfinished
-    from mlxroles.runs.find import find
+    from mlxroles.runs.find import NOTHING, RESULTS, find, runs_below
 
     path = find(run) if run is not None else unfinished()
     if path is None:
         if as_json:
             print_json({"schema": "mlxroles/resume/1", "run": None, "command": None})
         else:
-            note("no unfinished run below results/")
+            note(NOTHING if not runs_below() else f"no unfinished run below {RESULTS}/")
         return 0
     again = command_of(path, drift=allow_drift)
     argv = [*again.argv, *(["--json"] if as_json and "--json" not in again.argv else [])]

@@ -8,12 +8,13 @@ import click
 from mlxroles.cli.options import json_option
 from mlxroles.cli.output import note, print_json, print_table
 from mlxroles.cli.results import show, show_files
+from mlxroles.runs.find import CAPTURE
 from mlxroles.text import format_bytes, safe_text
 
 if TYPE_CHECKING:
     from mlxroles.runs.found import Found
 
-_FILES = ("summary.json", "run.h5", "capture.h5", "report.html", "figures")
+_FILES = ("summary.json", "run.h5", CAPTURE, "report.html", "figures")
 
 
 @click.command("show")

@@ -1,6 +1,8 @@
 """`mlxroles status`: which runs there are, how far they are, and what became of them."""
 
 import time
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,10 +10,12 @@ import click
 from mlxroles.cli.options import json_option
 from mlxroles.cli.output import note, print_json, print_table, terminal_width
 from mlxroles.cli.results import show
+from mlxroles.runs.find import NOTHING
 from mlxroles.text import format_seconds, safe_text
 
 if TYPE_CHECKING:
     from mlxroles.runs.state import State
+    from mlxroles.store.sweep_state import Entry
 
 _MOST = 20
 _WIDE, _SHORT = 120, 16
@@ -40,7 +44,7 @@ def command(runs: tuple[str, ...], *, everything: bool, as_json: bool) -> int:
         print_json({"schema": "mlxroles/status/1", "runs": documents})
         return 0
     if not documents:
-        note("no runs below results/ here")
+        note(NOTHING)
         return 0
     shown = documents if everything else documents[:_MOST]
     _list(shown)
@@ -110,7 +114,8 @@ def _all() -> list[dict[str, Any]]:
             continue
         done, failed, total = counted(doc)
         cells = {"done": done, "failed": failed, "total": total}
-        subject = [f"{len(doc['entries'])} experiments"]
+        count, lost = len(doc["entries"]), sum(e["status"] == "failed" for e in doc["entries"])
+        subject = [f"{count} experiment{'s' * (count != 1)}", *([f"{lost} failed"] * bool(lost))]
         short = {"experiment": path.parent.name, "subject": subject, "cells": cells}
         short["eta_seconds"] = None
         names = ("run", "run_id", "kind", "state", "last_written")
@@ -184,8 +189,8 @@ def _show(state: "State", doc: dict[str, Any]) -> None:
     _say("cells", f"{state.done} of {total}{failed}{source.get(str(state.total_from), '')}")
     if doc["eta_seconds"] is not None:
         _say("left", f"about {format_seconds(doc['eta_seconds'])}")
-    _say("begun", doc["created"])
-    _say("written", doc["last_written"])
+    _say("begun", _local(doc["created"]))
+    _say("written", _local(doc["last_written"]))
     for session in doc["sessions"]:
         _say("session", _session_text(session, is_last=session is doc["sessions"][-1], doc=doc))
     _say("time", _time_text(doc["time"]))
@@ -205,7 +210,15 @@ def _state_text(doc: dict[str, Any]) -> str:
     if not owner:
         return doc["state"]
     pid, host, start = (owner.get(key, "?") for key in ("pid", "host", "start"))
-    return f"{doc['state']}: process {pid} on {host} since {start}"
+    return f"{doc['state']}: process {pid} on {host} since {_local(str(start))}"
+
+
+def _local(time_of: str) -> str:
+    """A time by the clock of this machine, to the minute; as it is where it is none."""
+    seconds = _time(time_of)
+    if not seconds:
+        return time_of
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _session_text(session: dict[str, Any], *, is_last: bool, doc: dict[str, Any]) -> str:
@@ -214,7 +227,10 @@ def _session_text(session: dict[str, Any], *, is_last: bool, doc: dict[str, Any]
         ended = "goes on" if is_last and doc["state"] == "running" else "ended without a word"
     elif ended != "finished":
         ended = f"ended by {ended}"
-    parts = [session["started"], f"{session['done_before']} of {session['cells']} stored before"]
+    parts = [
+        _local(session["started"]),
+        f"{session['done_before']} of {session['cells']} stored before",
+    ]
     if session["rank"]:
         parts.append(f"machine {session['rank']}")
     if session["seconds"] is not None:
@@ -249,7 +265,10 @@ def show_sweep(doc: dict[str, Any], *, is_whole: bool = False) -> None:
     from mlxroles.runs.sweeps import entries_of
 
     entries = entries_of(doc)
-    show(queue_table(entries, f"sweep {doc['name']}: {doc['state']}"), plain=False)
+    title = f"sweep {doc['name']}: {doc['state']}{_end(doc, entries)}"
+    if not is_whole:
+        entries = [replace(entry, brief=None, sentence=None) for entry in entries]
+    show(queue_table(entries, title), plain=False)
     told = [f"{entry.name}: {entry.sentence}" for entry in entries if entry.sentence]
     for text in told if is_whole else ():
         click.echo()
@@ -259,6 +278,18 @@ def show_sweep(doc: dict[str, Any], *, is_whole: bool = False) -> None:
         if isinstance(event, dict):
             _say("event", f"{_clock(event.get('time'))} {event.get('text', '')}")
     _say("go on", doc["resume"])
+
+
+def _end(doc: dict[str, Any], entries: list["Entry"]) -> str:
+    """How much time a sweep that runs still takes, as far as that is known."""
+    pending = [entry for entry in entries if entry.status in ("waiting", "running")]
+    if doc["state"] != "running" or not all(entry.estimate for entry in pending):
+        return ""
+    left = 0.0
+    for entry in pending:
+        share = 1 - (entry.done + entry.failed) / entry.cells if entry.cells else 1.0
+        left += max(share, 0.0) * (entry.estimate or 0.0)
+    return f", about {format_seconds(left)} left"
 
 
 def _clock(value: object) -> str:

@@ -48,15 +48,17 @@ def _chosen(runs: tuple[str, ...]) -> list[Path]:
     from mlxroles.runs.find import find, find_run, is_run, is_sweep
     from mlxroles.runs.sweeps import sweep_state
 
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for text in runs:
         path = find(text)
         if is_sweep(path):
             listed = [entry["run"] for entry in sweep_state(path)["entries"]]
-            found |= dict.fromkeys(Path(run) for run in listed if run and is_run(Path(run)))
+            paths = [Path(run) for run in listed if run and is_run(Path(run))]
         else:
-            found[find_run(text)] = None
-    return list(found)
+            paths = [find_run(text)]
+        for each in paths:
+            found.setdefault(each.resolve(), each)
+    return list(found.values())
 
 
 def _show(checked: "Checked") -> None:

@@ -74,7 +74,7 @@ def _newest() -> Path:
         SpecError: there is nothing below results/.
     """
     from mlxroles.errors import SpecError
-    from mlxroles.runs.find import RESULTS, last_written, runs_below, sweeps_below
+    from mlxroles.runs.find import NOTHING, last_written, runs_below, sweeps_below
     from mlxroles.store.folder import LOCK
     from mlxroles.store.follow import is_held
     from mlxroles.store.sweep_state import STATE
@@ -89,7 +89,7 @@ def _newest() -> Path:
             return path
     found = [*sweeps, *runs]
     if not found:
-        raise SpecError(f"nothing to watch: no runs below {RESULTS}/ here; name a run folder")
+        raise SpecError(f"nothing to watch: {NOTHING}")
     return max(found, key=last_written)
 
 

@@ -27,13 +27,19 @@ def _row(entry: Entry) -> Row:
     is_whole = entry.status == "done" and entry.done == entry.cells
     far = total if is_whole else f"{entry.done}/{total}"
     cells = [
-        entry.status,
+        _status(entry),
         far if entry.done or entry.cells is not None else "",
         str(entry.failed or ""),
         facts.coarse(entry.seconds) if entry.seconds else "",
     ]
     found = entry.error or entry.brief or _opening(entry.sentence)
     return Row(entry.name or entry.kind, cells, found, _STYLES.get(entry.status, ""))
+
+
+def _status(entry: Entry) -> str:
+    """The status in words: what never had its turn was neither left nor stopped."""
+    has_begun = entry.done or entry.seconds
+    return "not begun" if entry.status in ("left", "stopped") and not has_begun else entry.status
 
 
 def _opening(text: str | None) -> str:

@@ -13,6 +13,9 @@ from mlxroles.store.sweep_state import QUEUE, STATE
 from mlxroles.text import did_you_mean, safe_text
 
 RESULTS = Path("results")
+NOTHING = f"no runs below {RESULTS}/ here: `mlxroles patch --pair tiny` makes the first"
+"""What is said where a list of runs is empty."""
+
 CAPTURE = "capture.h5"
 PARTS = ".parts"
 """Ends the name of the folder in which the parts of a capture to a file of its own lie."""
@@ -79,11 +82,13 @@ def find(text: str, *, results: Path = RESULTS) -> Path:
         raise StoreError(f"{shown(path)} is no run: expected is a run folder, or a run id")
     if is_run(path) or is_sweep(path):
         return path
-    inside = [one for one in (*_children(path), *_folders(path)) if is_run(one)]
+    below = (*_children(path), *_folders(path))
+    inside = [one for one in below if is_run(one)] or [one for one in below if is_sweep(one)]
     if len(inside) == 1:
         return inside[0]
     if inside:
-        raise SpecError(f"{shown(path)} holds {len(inside)} runs ({_listed(inside)}): name one")
+        what = "runs" if is_run(inside[0]) else "sweeps"
+        raise SpecError(f"{shown(path)} holds {len(inside)} {what} ({_listed(inside)}): name one")
     raise StoreError(f"{shown(path)} is no run folder and holds none{_newest(results)}")
 
 
@@ -132,9 +137,10 @@ def _named(text: str, results: Path) -> Path:
 
 
 def _newest(results: Path) -> str:
-    found = runs_below(results)
+    everything = [*runs_below(results), *sweeps_below(results)]
+    found = sorted(everything, key=last_written, reverse=True)
     if not found:
-        return f"; there are no runs below {shown(results)} here"
+        return f"; {NOTHING}"
     return f"; newest below {shown(results)}: {_listed(found)}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles.errors import SpecError
-from mlxroles.text import safe_text
+from mlxroles.text import did_you_mean, safe_text
 
 MOST_BYTES = 1 << 20
 """Size of an experiment file."""
@@ -30,7 +30,8 @@ def load(path: Path) -> dict[str, Any]:
         if path.is_dir():
             raise SpecError(f"{shown} is a folder; name an experiment file in it")
         if not path.exists():
-            raise SpecError(f"no experiment file {shown}")
+            near = did_you_mean(path.name, _beside(path))
+            raise SpecError(f"no experiment file {shown}{near}")
         if not path.is_file():
             raise SpecError(f"{shown} is not a regular file; name an experiment file (.toml)")
         if path.stat().st_size > MOST_BYTES:
@@ -47,6 +48,14 @@ def load(path: Path) -> dict[str, Any]:
         raise SpecError(_syntax(shown, str(error), text)) from None
     except RecursionError:
         raise SpecError(f"{shown} is nested too deeply to be an experiment file") from None
+
+
+def _beside(path: Path) -> list[str]:
+    """Names of the experiment files in the folder of one that is not there."""
+    try:
+        return [other.name for other in path.parent.glob("*.toml")]
+    except OSError:
+        return []
 
 
 def _syntax(shown: str, message: str, text: str) -> str:

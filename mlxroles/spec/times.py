@@ -21,7 +21,8 @@ def parse_budget(text: str) -> float:
     match = _BUDGET.fullmatch(text.replace(" ", "").lower())
     if match is None or not any(match.groups()):
         shown = safe_text(text, limit=40)
-        raise SpecError(f"'{shown}' is no duration: write 8h, 90m, 1h30m or 45s")
+        hint = f"{shown}h or {shown}m" if shown.isdecimal() else "8h, 90m, 1h30m or 45s"
+        raise SpecError(f"a budget of '{shown}' is no duration: write {hint}")
     units = (86400, 3600, 60, 1)
     seconds = sum(
         float(part) * unit for part, unit in zip(match.groups(), units, strict=True) if part
@@ -55,7 +56,7 @@ def parse_until(text: str, now: datetime.datetime) -> datetime.datetime:
             raise ValueError
     except ValueError:
         shown = safe_text(text, limit=40)
-        raise SpecError(f"'{shown}' is no time: write 07:00 or 2026-11-22 07:00") from None
+        raise SpecError(f"until '{shown}' is no time: write 07:00 or 2026-11-22 07:00") from None
     if until <= wall:
         raise SpecError(f"{safe_text(word)} is over; it is {wall:%Y-%m-%d %H:%M} now")
     return until.astimezone(now.tzinfo) if now.tzinfo else until

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mlxroles.events import Died, Note
+from mlxroles.events import Died, Note, RunStarted
 from mlxroles.report.night.grids import Grid, disagreements
 from mlxroles.report.night.hours import Hours
 from mlxroles.report.night.reading import Night, Run, number, one_line
@@ -46,7 +46,7 @@ class Surprise(NamedTuple):
 
 
 def concerns(night: Night, axis: Hours | None) -> list[Concern]:
-    """Everything that needs a human, the most important first."""
+    """Everything that needs a human, the most important first, estimates last."""
     found = [*_sweep(night), *_failed(night), *_cells(night), *_deaths(night, axis)]
     return [*found, *_damage(night), *_notes(night), *_drift(night), *_estimates(night)]
 
@@ -224,13 +224,22 @@ def _estimates(night: Night) -> Iterator[Concern]:
 
 
 def measured(entry: Any, run: Run) -> tuple[float | None, float | None]:
-    """Seconds that an experiment was thought to take, and took, as like is compared with like."""
+    """Seconds that an experiment was thought to take, and took, as like is compared with like.
+
+    Nothing of one that did not run in one go: what it took has its stops and starts in it.
+    """
+    starts = sum(isinstance(line.event, RunStarted) for line in run.lines)
+    if entry.deaths or entry.restored or starts > 1:
+        return None, None
     said: Any = run.summary.get("estimate")
     if isinstance(said, Mapping) and number(said.get("seconds")) is not None:
         return number(said.get("likely")), number(said.get("seconds"))
-    if entry.deaths or entry.restored:
-        return None, None
     return entry.estimate, entry.seconds
+
+
+def is_urgent(what: str) -> bool:
+    """Whether a concern stands before the findings; times stand behind them."""
+    return what != "estimate"
 
 
 # --- findings
@@ -241,7 +250,7 @@ def _largest(told: Mapping[int, Sequence[Told]], names: Mapping[int, str]) -> It
         (each.margin, at, each)
         for at, answers in told.items()
         for each in answers
-        if each.margin is not None and each.margin > 0 and not each.matched
+        if each.answer == "half" and each.margin is not None and each.margin > 0
     ]
     if known:
         _, at, each = max(known, key=lambda one: one[0])

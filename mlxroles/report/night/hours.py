@@ -122,7 +122,13 @@ def load_of(run: Run) -> Load:
 
 
 def wall(night: Night, axis: Hours | None) -> float | None:
-    """Seconds from the sweep's beginning to its end, or to the last that was heard of it."""
+    """Seconds from the sweep's beginning to its end, or to the last that was heard of it.
+
+    Of a sweep that was begun again, what its experiments took: it may have lain still for days.
+    """
+    spent = sum(entry.seconds for entry in night.state.entries)
+    if night.state.sessions > 1 and spent:
+        return spent
     start = seconds_of(night.state.started)
     end = seconds_of(night.state.finished)
     if end is None and axis is not None:

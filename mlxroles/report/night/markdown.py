@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxroles.report.markup import escape
+from mlxroles.report.night.concerns import is_urgent
 from mlxroles.report.night.told import opening
 from mlxroles.text import format_seconds
 
@@ -28,10 +29,15 @@ def markdown(doc: Doc) -> str:
 
 
 def _first(doc: Doc) -> Iterator[str]:
-    for one in doc["look_first"]:
-        yield f"- **{escape(one['title'])}**: {escape(one['text'])}"
-    for one in doc["findings"]:
-        yield f"- {escape(one['text'])}"
+    concerns = [(is_urgent(one["what"]), one) for one in doc["look_first"]]
+    told = "- **{}**: {}"
+    yield from (told.format(*_told(one)) for urgent, one in concerns if urgent)
+    yield from (f"- {escape(one['text'])}" for one in doc["findings"])
+    yield from (told.format(*_told(one)) for urgent, one in concerns if not urgent)
+
+
+def _told(one: Doc) -> tuple[str, str]:
+    return escape(one["title"]), escape(one["text"])
 
 
 def _found(doc: Doc) -> Iterator[str]:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from mlxroles.report import shell
 from mlxroles.report.night import drawing
+from mlxroles.report.night.concerns import is_urgent
 from mlxroles.report.night.reading import seconds_of
 from mlxroles.report.night.told import opening
 from mlxroles.report.night.wording import clock
@@ -129,14 +130,15 @@ def _when(doc: Doc) -> str:
 
 def _first(doc: Doc) -> Iterator[str]:
     yield '<h2 id="first">Look at first</h2>'
-    items = [_concern(one, doc) for one in doc["look_first"]]
+    items = [_concern(one, doc) for one in doc["look_first"] if is_urgent(one["what"])]
+    times = [_concern(one, doc) for one in doc["look_first"] if not is_urgent(one["what"])]
     findings = [_surprise(one, doc) for one in doc["findings"]]
-    if not items and not findings:
+    if not items and not findings and not times:
         yield shell.note("Nothing needs a look: nothing failed, and no finding stands out.")
         return
     if not items:
         yield shell.note("Nothing failed and nothing was lost.")
-    for whole, more in ((items, "further notes"), (findings, "further findings")):
+    for whole, more in ((items, "further notes"), ([*findings, *times], "further findings")):
         if whole:
             yield _list(whole[:_MOST_FIRST])
         if len(whole) > _MOST_FIRST:

@@ -22,6 +22,8 @@ BARE = "Numbers without brackets have no interval."
 _LARGE = 1e6
 _SHORT = 60
 """Characters that say too little by themselves."""
+_FEW = 6
+"""Prompts of which each is told."""
 
 
 class Curve(NamedTuple):
@@ -190,14 +192,15 @@ def _patch(doc: Doc) -> Iterator[Told]:
             else f"controls there at most {known[most]:.2f} ({one_line(most, 40)})"
         ).replace("_", " ")
         is_half = found.half_layer is not None
-        where = f"{'first half' if is_half else 'the most'} at layer {layer}"
+        # a run whose time was up has not measured every layer
+        at = "at or before layer" if any(n < layer for n in found.unmeasured) else "at layer"
+        at = at if is_half else "at layer"
+        where = f"{'first half' if is_half else 'the most'} {at} {layer}"
         text = f"{where}, R = {recovery:.2f}{_interval(doc, values)}; {beside}"
         bounds = documents.interval(values, "recovery")
         own = "" if bounds is None else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
         null = "no controls" if most is None else f"controls ≤ {known[most]:.2f}"
-        brief = (
-            f"{'half' if is_half else 'most'} at layer {layer} (R = {recovery:.2f}{own}, {null})"
-        )
+        brief = f"{'half' if is_half else 'most'} {at} {layer} (R = {recovery:.2f}{own}, {null})"
         is_trivial = layer == layers[-1] and (doc.get("site"), doc.get("positions")) == (
             "resid_post",
             "all",
@@ -297,23 +300,32 @@ def _attribution(doc: Doc) -> Iterator[Told]:
 
 
 def _probe(doc: Doc) -> str | None:
-    """The unpatched probabilities per model."""
-    found: dict[str, list[float]] = {}
+    """The unpatched probabilities per model, by prompt where they are few."""
+    found: dict[str, dict[str, float]] = {}
     for row in doc.get("rows") or []:
         if isinstance(row, Mapping):
             value = documents.number(row, "tool_call_prob")
             if not math.isnan(value):
-                found.setdefault(one_line(row.get("model"), 40), []).append(value)
-    parts = [
-        f"{who} {min(values):.3f}" + (f" to {max(values):.3f}" if len(values) > 1 else "")
-        for who, values in found.items()
-    ]
+                variant = row.get("variant", "default")
+                name = one_line(row.get("prompt"), 30)
+                name += "" if variant == "default" else f" ({one_line(variant, 30)})"
+                found.setdefault(one_line(row.get("model"), 40), {})[name] = value
+    parts = [f"{who} {_probabilities(values)}" for who, values in found.items()]
     if not parts:
         return None
     count = max(map(len, found.values()))
     text = f"Probability of {one_line(doc.get('headline') or 'the string', 40)}, unpatched"
     over = f"over {count} prompts or variants of one" if count > 1 else "on one prompt"
-    return f"{text}, {over}: {', '.join(parts)}."
+    return f"{text}, {over}: {'; '.join(parts)}."
+
+
+def _probabilities(values: Mapping[str, float]) -> str:
+    """The one value; several with their prompts; the range of many."""
+    if len(values) == 1:
+        return f"{next(iter(values.values())):.3f}"
+    if len(values) <= _FEW:
+        return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return f"{min(values.values()):.3f} to {max(values.values()):.3f}"
 
 
 def opening(text: str) -> str:
