@@ -475,3 +475,17 @@ def test_a_run_that_another_version_began_goes_on_and_says_so(tmp_path):
     with open_with("0.33.0") as third:
         (drift,) = third.manifest["drift"]
     assert (drift["field"], drift["was"], drift["now"]) == ("computed_by.mlx", "0.32.2", "0.33.0")
+
+
+def test_what_nohup_has_had_ignored_ends_no_run(tmp_path):
+    class Hung(OneGroup):
+        def compute(self, batch):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return super().compute(batch)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        finished, _, _ = go(Hung(), tmp_path / "r")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (finished.done, finished.interrupted) == (12, None)

@@ -24,7 +24,7 @@ from mlxroles.machine.clock import Deadline, SleepWatch
 from mlxroles.overnight.child import LEAST_HANG, Child
 from mlxroles.overnight.queue import take_findings
 from mlxroles.overnight.ranks import Ranks
-from mlxroles.runner.noted import SIGNALS
+from mlxroles.runner.noted import SIGNALS, is_ignored
 from mlxroles.store.sweep_state import LAST_EVENTS, Entry, QueueState
 from mlxroles.supervision import Supervision
 from mlxroles.text import format_seconds, safe_text, slug
@@ -330,8 +330,7 @@ class Supervisor:
         before: dict[int, Any] = {}
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            # what nohup has had ignored stays ignored
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            if number is not None and not is_ignored(name):
                 before[number] = signal.signal(number, self._on_signal)
         try:
             yield

@@ -43,6 +43,11 @@ class Noted:
             raise KeyboardInterrupt
 
 
+def is_ignored(name: str) -> bool:
+    """Whether whoever started this process has had the terminal's end ignored, as nohup does."""
+    return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 @contextmanager
 def noted_signals(noted: Noted) -> Generator[None]:
     """SIGINT, SIGTERM and SIGHUP are noted while the block runs; a second one interrupts it."""
@@ -50,8 +55,7 @@ def noted_signals(noted: Noted) -> Generator[None]:
     try:
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            # what nohup has had ignored stays ignored
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            if number is not None and not is_ignored(name):
                 before[number] = signal.signal(number, noted.handle)
     except ValueError:  # not the main thread: signals stay with whoever owns it
         pass
