@@ -14,9 +14,9 @@ from mlxroles.dashboard.bars import Mark, bar
 from mlxroles.dashboard.curves import grouped
 from mlxroles.dashboard.facts import Memory
 from mlxroles.dashboard.layout import Look
+from mlxroles.dashboard.painting import FINAL_ROWS
 from mlxroles.dashboard.plain import PlainLines
 from mlxroles.dashboard.progress import Progress, Row, from_document
-from mlxroles.dashboard.screen import FINAL_ROWS
 from mlxroles.dashboard.state import RunState
 from mlxroles.dashboard.watch import resolve
 from mlxroles.events import Cell, CellDone, CellFailed, Note, RunFinished, RunStarted, Stage

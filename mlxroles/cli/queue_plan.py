@@ -34,7 +34,7 @@ def queue_plan(queue: Queue, *, seconds: float | None = None) -> dict[str, Any]:
 
     entries: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    spent = 0.0
+    spent = dict.fromkeys(_BOUNDS, 0.0)
     with shared_tokenizers():
         found = [_entry(experiment) for experiment in queue.ordered()]
     for number, planned in enumerate(found, start=1):
@@ -48,9 +48,11 @@ def queue_plan(queue: Queue, *, seconds: float | None = None) -> dict[str, Any]:
         left = entry["seconds_left"]
         entry["fits"] = None
         if seconds is not None and left is not None:
-            whole = spent + left["likely"] <= seconds
-            entry["fits"] = "whole" if whole else "partly" if spent < seconds else "not"
-            spent += left["likely"]
+            begins = spent["likely"] < seconds
+            spent = {bound: spent[bound] + left[bound] for bound in _BOUNDS}
+            late = "partly" if begins else "not"
+            likely = "likely" if spent["likely"] <= seconds else late
+            entry["fits"] = "whole" if spent["high"] <= seconds else likely
         entries.append(entry)
     return {
         "schema": SCHEMA,
@@ -233,7 +235,7 @@ def _remark(entry: Mapping[str, Any]) -> str:
         return "no plan"
     if entry["same_as"] is not None:
         return "same run"
-    return {"partly": "in part", "not": "too late"}.get(entry["fits"], "")
+    return {"likely": "may be late", "partly": "in part", "not": "too late"}.get(entry["fits"], "")
 
 
 def _lines(doc: Mapping[str, Any]) -> list[str]:
@@ -273,5 +275,6 @@ def _end(doc: Mapping[str, Any]) -> str:
     unknown = sum(entry["fits"] is None for entry in entries)
     fits = f"{late} of {len(entries)} would not be done" if late else "all that is estimated fits"
     if not late and not unknown:
-        fits = "everything fits"
+        is_sure = all(entry["fits"] == "whole" for entry in entries)
+        fits = "everything fits" if is_sure else "everything fits if nothing is slower than thought"
     return f"{end} {format_seconds(doc['seconds'])}: {fits}"

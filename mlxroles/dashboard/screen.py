@@ -15,17 +15,15 @@ from mlxroles.dashboard import run_view
 from mlxroles.dashboard.colors import depth
 from mlxroles.dashboard.facts import Memory, MemorySource
 from mlxroles.dashboard.layout import Look
+from mlxroles.dashboard.painting import FINAL_ROWS, LEAST_WIDTH
 from mlxroles.dashboard.progress import Progress
 from mlxroles.dashboard.state import RunState
 from mlxroles.events import Event
 
-FINAL_ROWS = 40
-"""Rows of the state that stays on the screen after a run."""
-
 LIVE_ROWS = 60
 """Rows that a run under way takes at most."""
 
-LEAST_WIDTH, MOST_WIDTH = 20, 200
+MOST_WIDTH = 200
 
 
 class Screen:
