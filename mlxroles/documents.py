@@ -26,6 +26,9 @@ SMALL_GAP = 1.0
 SMALL_LEVEL = 0.01
 """Where neither unpatched model gives the string this probability there is no decision for it."""
 
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""Sites that hold all that came before, so that the difference of two layers says something."""
+
 Values = Mapping[str, Any]
 _Key = TypeVar("_Key")
 
@@ -43,6 +46,34 @@ def recipient(direction: str) -> str:
 def arrow(direction: str) -> str:
     """The direction for a heading: ``instruct → base``."""
     return f"{donor(direction)} → {recipient(direction)}"
+
+
+def accumulates(doc: Values) -> bool:
+    """Whether what a layer adds is the difference to the one before: in the stream alone."""
+    return doc.get("site") in STREAM
+
+
+def place(site: object, positions: object, heads: object = None) -> str:
+    """Where a run patches, in words: ``resid_post at all positions``, ``z, one head at a time``."""
+    part = f"{site}"
+    if heads == "each":
+        return f"{part}, one head at a time"
+    if heads is not None:
+        part += f", {_listed('head', heads)}"
+    if positions == "each":
+        return f"{part}, one position at a time"
+    if positions == "all" and heads is not None:
+        return part
+    if positions == "last":
+        return f"{part} at the last position"
+    return f"{part} at {'all positions' if positions == 'all' else _listed('position', positions)}"
+
+
+def _listed(noun: str, value: object) -> str:
+    """``head 5`` or ``heads 5-7``."""
+    several = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+    shown = ", ".join(several)
+    return f"{noun} {shown}" if shown.isdigit() else f"{noun}s {shown}"
 
 
 def number(values: Values | None, name: str) -> float:
@@ -92,9 +123,20 @@ def baseline(doc: Values, model: str) -> Values:
     return (doc.get("baselines") or {}).get(model) or {}
 
 
-def parts(doc: Values, direction: str, axis: str) -> Iterator[tuple[int, int, Values]]:
+def part_axis(doc: Values) -> str | None:
+    """``by_head`` or ``by_position`` where one head or position at a time was patched."""
+    for direction in directions(doc):
+        for axis in ("by_head", "by_position"):
+            if any(True for _ in parts(doc, direction, axis)):
+                return axis
+    return None
+
+
+def parts(
+    doc: Values, direction: str, axis: str, control: str | None = None
+) -> Iterator[tuple[int, int, Values]]:
     """Yields (layer, head or position, values) of ``by_head`` or ``by_position``."""
-    for layer, values in cells(doc, direction).items():
+    for layer, values in cells(doc, direction, control).items():
         inner = values.get(axis) or {}
         for index in sorted(inner, key=int):
             yield layer, int(index), inner[index] or {}

@@ -140,6 +140,15 @@ def test_a_raw_prompt_with_token_ids_writes_where_out_says(call, models, tmp_pat
         assert stored == pytest.approx(doc["base_to_instruct"]["2"]["tool_call_prob"], rel=1e-6)
 
 
+def test_open_shows_the_report_of_this_run(call, models, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("mlxroles.cli.report.open_page", shown.append)
+    assert call(*quick(models), "--out", tmp_path / "seen")[0] == 0
+    assert shown == []
+    assert call(*quick(models), "--out", tmp_path / "seen", "--open")[0] == 0
+    assert shown == [tmp_path / "seen" / "report.html"]
+
+
 def test_a_run_that_cannot_keep_within_its_memory_says_so(call, models):
     command = ["patch", *pair(models), "--prompt-ids", "1,2,3", "--token-ids", "508", "--dry-run"]
     _, out, _ = call(*command, "--memory", "100kB")

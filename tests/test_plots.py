@@ -72,7 +72,7 @@ def test_the_effects_show_both_baselines_and_every_control():
     figure = effects(patch_docs.patch_doc(6))
     said = texts(figure)
     assert figure.get_suptitle() == (
-        "Probability after patching: Tiny (6 layers)\nresid_post, prompt notepad0"
+        "Probability after patching: Tiny (6 layers)\nresid_post at all positions, prompt notepad0"
     )
     assert "run 0123abcd  ·  mlxroles 0.1.0" in figure.get_supxlabel()
     for expected in (
@@ -199,6 +199,40 @@ def test_heads_and_positions_are_maps_of_layer_by_part(axis, count, tmp_path):
     assert effects(doc) is None
     assert recovery(doc) is None
     assert top_tokens(doc) is None
+
+
+def test_the_map_comes_first_and_lines_say_which_part_stands_for_a_layer(tmp_path):
+    doc = patch_docs.by_part("by_head", 3, 2)
+    for direction in ("instruct_to_base", "base_to_instruct"):
+        for values in doc[direction].values():
+            values |= values["by_head"]["2"] | {"strongest": 2}
+    found = patch_figures(doc, tmp_path)
+    assert [name for name in found if not name.endswith("_svg")] == ["heads", "top_tokens"]
+    said = texts(top_tokens(doc))
+    assert "layer, head patched" in said
+    assert "1, 2" in said
+
+
+def test_of_many_positions_the_strongest_are_drawn_with_their_tokens():
+    doc = patch_docs.by_part("by_position", 60, 2) | {"tokens": [f"t{at}" for at in range(60)]}
+    for direction in ("instruct_to_base", "base_to_instruct"):
+        for values in doc[direction].values():
+            for at, each in values["by_position"].items():
+                each["recovery"] = {"59": 0.9, "57": 0.04}.get(at, 1e-4)
+    figure = parts(doc, "by_position")
+    assert [axes.images[0].get_array().shape for axes in figure.axes[:2]] == [(2, 8), (2, 8)]
+    said = texts(figure)
+    assert "t57 57" in said
+    assert "the 8 strongest of 60 positions; others: |R| up to 0.0001" in said
+    assert "recovery R (logarithmic beyond 0.009)" in said
+    even = parts(patch_docs.by_part("by_position", 40, 2), "by_position")
+    assert "position" in texts(even)
+    assert "recovery R" in texts(even)
+
+
+def test_only_the_stream_has_increments():
+    assert "increment" in texts(recovery(patch_docs.patch_doc(3)))
+    assert "increment" not in texts(recovery(patch_docs.patch_doc(3, site="attn_out")))
 
 
 def test_a_map_without_recovery_shows_the_effect():

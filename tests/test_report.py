@@ -11,6 +11,7 @@ from mlxroles.errors import StoreError
 from mlxroles.report import brief, html, markdown, sentence
 from mlxroles.report.rows import facts, layer_grid
 from mlxroles.report.summary import escape
+from mlxroles.report.wording import next_step
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
@@ -165,12 +166,13 @@ def test_tested_layers_with_gaps_are_counted():
 def test_the_markdown_summary_holds_sentence_facts_and_tables():
     doc = patch_docs.patch_doc(4, layers=[0, 2], controls=("random",))
     text = markdown(doc)
-    assert text.startswith("# Patching Tiny \\(6 layers\\)\n\nPatching instruct's residual stream")
+    title = "# Patching Tiny \\(6 layers\\): resid\\_post at all positions, layers 0, 2, notepad0"
+    assert text.startswith(f"{title}\n\nPatching instruct's residual stream")
     assert "- layers tested: 0, 2 \\(2 of 4\\)" in text
     assert "recovery tends to 1 at the last layer by construction" in text
-    (table,) = re.findall(r"## base into instruct\n\n(?:\|.*\n)+", text)
+    (table,) = re.findall(r"## base → instruct\n\n(?:\|.*\n)+", text)
     assert table == (
-        "## base into instruct\n\n"
+        "## base → instruct\n\n"
         "| layer | P | effect | R | increment | KL | R, random | likeliest token |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| 0 | 0.928 | -0.002 | 0.00 | \\+0.00 | 0.002 | 0.00 | &lt;tool\\_call\\> 0.928 |\n"
@@ -256,6 +258,62 @@ def test_a_figure_that_is_gone_is_an_error_with_a_cure(tmp_path):
 @pytest.mark.parametrize("axis", ["by_head", "by_position"])
 def test_the_table_of_parts_holds_the_largest_effects(axis):
     grid = layer_grid(patch_docs.by_part(axis, 10), "instruct_to_base")
-    assert grid.title == "instruct into base (the 40 largest effects of 60)"
+    assert grid.title == "instruct → base (the 40 largest effects of 60)"
     assert len(grid.rows) == 40
     html(patch_docs.by_part(axis, 2), {})
+
+
+def test_parts_stand_beside_their_controls():
+    doc = patch_docs.by_part("by_head", 2, 2)
+    doc["controls"] = {"random": {"instruct_to_base": doc["instruct_to_base"]}}
+    grid = layer_grid(doc, "instruct_to_base")
+    at = grid.head.index("R, random")
+    assert [row[at] for row in grid.rows] == [row[grid.head.index("R")] for row in grid.rows]
+
+
+@pytest.mark.parametrize("site", ["attn_out", "mlp_out", "z", "q", "k", "v", "pattern"])
+def test_increments_are_for_the_stream(site, figures):
+    stream, other = patch_docs.patch_doc(3), patch_docs.patch_doc(3, site=site)
+    figures = {"recovery": figures["effects"]}
+    assert "bars show what each layer adds" in html(stream, figures)
+    assert "increment" in layer_grid(stream, "instruct_to_base").head
+    assert "adds" not in html(other, figures)
+    grid = layer_grid(other, "instruct_to_base")
+    assert "increment" not in grid.head
+    assert {len(row) for row in grid.rows} == {len(grid.head)}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "resid_post at all positions, notepad0"),
+        ({"positions": "each"}, "resid_post, one position at a time, notepad0"),
+        ({"positions": "last", "seed": 3}, "resid_post at the last position, notepad0, seed 3"),
+        ({"positions": "3-7"}, "resid_post at positions 3-7, notepad0"),
+        ({"site": "z", "heads": "each"}, "z, one head at a time, notepad0"),
+        ({"site": "z", "heads": "5"}, "z, head 5, notepad0"),
+        ({"prompts": [{"id": "a"}, {"id": "b"}]}, "resid_post at all positions, 2 prompts"),
+    ],
+)
+def test_the_title_tells_runs_of_a_pair_apart(more, said):
+    doc = patch_docs.patch_doc(3) | more
+    title = f"Patching Tiny (3 layers): {said}"
+    text = html(doc | {"display": "Tiny (3 layers)"}, {})
+    assert f"<title>{title}</title>" in text
+    assert f"<h1>{title}</h1>" in text
+
+
+def test_the_next_step_is_a_command_where_there_is_a_decision():
+    plain = {"pair": "tiny", "prompts": [{"id": "notepad"}]}
+    stream = patch_docs.patch_doc(6) | plain
+    half = documents.finding(stream, "instruct_to_base").half_layer
+    step = f"Next: mlxroles patch --pair tiny --site attn_out --layers {half}"
+    assert next_step(stream) == [step]
+    assert step in html(stream, {})
+    parts = patch_docs.patch_doc(6, site="attn_out") | plain
+    assert next_step(parts)[0].startswith("Next: mlxroles patch --pair tiny --site z --heads each")
+    other = next_step(stream | {"prompts": [{"id": "mine"}]})
+    assert other == [f"Next: the same command with --site attn_out --layers {half}"]
+    agreed = patch_docs.patch_doc(6, baselines=(0.9, 0.9)) | plain
+    for doc in (agreed, patch_docs.by_part("by_head", 2), stream | {"interrupted": "SIGINT"}):
+        assert next_step(doc) == []

@@ -17,7 +17,15 @@ from mlxroles.cli.inputs import (
 )
 from mlxroles.cli.options import chosen_pair, pair_options, run_options
 from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.results import (
+    drift_option,
+    exit_status,
+    open_report,
+    place,
+    say_time,
+    show,
+    show_files,
+)
 from mlxroles.cli.shared import shard_option, unshared
 from mlxroles.errors import SpecError
 
@@ -114,6 +122,7 @@ _ATTRIBUTION_ONLY = ("metric", "ig", "edges", "verify")
     help="donor-head: read the patched stream with the donor's norm and head too.",
 )
 @two_model_options
+@click.option("--open", "opens", is_flag=True, help="Show the report in the browser.")
 @model_options
 @shard_option
 @memory_option
@@ -229,6 +238,7 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
     from mlxroles.backend import memory
     from mlxroles.dashboard import final_table, watch
     from mlxroles.documents import DIRECTIONS
+    from mlxroles.report.wording import next_step
 
     with watch(
         Console(stderr=True),
@@ -247,5 +257,9 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
         sentence = doc["summary"].get("sentence", "No layer was finished yet.")
         show(Text(sentence), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    open_report(doc["run"], given)
     say_time(doc)
+    if not given["as_json"]:
+        for step in next_step(doc):
+            click.echo(step)
     return exit_status(finished, given)

@@ -7,7 +7,7 @@ import click
 
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.output import note, print_json, print_time
-from mlxroles.cli.results import exit_status, place, say_time, show, show_files
+from mlxroles.cli.results import exit_status, open_report, place, say_time, show, show_files
 from mlxroles.text import format_bytes, format_seconds
 
 
@@ -84,5 +84,6 @@ def _run(sweep: Any, given: dict[str, Any]) -> int:
             show(attribution_tables(doc), plain=given["plain"])
         show(paragraphs([doc["summary"]["sentence"]]), plain=given["plain"])
         show_files(doc["run"], "summary.json", "run.h5", "report.html", "figures")
+    open_report(doc["run"], given)
     say_time(doc)
     return exit_status(finished, given)

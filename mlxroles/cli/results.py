@@ -82,6 +82,15 @@ def show_files(folder: str, *names: str) -> None:
             click.echo(path)
 
 
+def open_report(folder: str, given: Mapping[str, Any]) -> None:
+    """With ``--open``: shows the page of a run in the browser, if it has one."""
+    page = Path(folder) / "report.html"
+    if given["opens"] and page.exists():
+        from mlxroles.cli.report import open_page
+
+        open_page(page)
+
+
 def say_time(doc: Mapping[str, Any]) -> None:
     """Prints how long a run took and what was thought, where something was."""
     from mlxroles.timing import sentence

@@ -23,8 +23,8 @@ def patch_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
     Figures without a single number are left out.
 
     Returns:
-        The path per figure: ``effects``, ``recovery``, ``top_tokens``, ``heads``, ``positions``
-        as PNG, and the same with ``_svg`` appended.
+        The path per figure: ``effects`` and ``recovery`` of layers, or the map of ``heads`` or
+        ``positions``, and ``top_tokens`` as PNG; the same with ``_svg`` appended.
     """
     from mlxroles.plots.canvas import style
     from mlxroles.plots.curves import effects, recovery
@@ -32,21 +32,16 @@ def patch_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
     from mlxroles.plots.tokens import top_tokens
 
     folder.mkdir(parents=True, exist_ok=True)
-    has_parts = any(
-        True
-        for direction in documents.directions(doc)
-        for axis in ("by_head", "by_position")
-        for _ in documents.parts(doc, direction, axis)
-    )
+    has_parts = documents.part_axis(doc) is not None
     paths: dict[str, str] = {}
     with style():
         drawn = {
-            "effects": effects(doc),
-            # over heads or positions the heat map shows it, part by part
-            "recovery": None if has_parts else recovery(doc),
-            "top_tokens": top_tokens(doc),
             "heads": parts(doc, "by_head"),
             "positions": parts(doc, "by_position"),
+            # over heads or positions the map shows it, part by part
+            "effects": None if has_parts else effects(doc),
+            "recovery": None if has_parts else recovery(doc),
+            "top_tokens": top_tokens(doc),
         }
         for name, figure in drawn.items():
             if figure is None:

@@ -122,9 +122,9 @@ def dress(figure: Figure, doc: Mapping[str, Any], what: str, about: str | None =
     prompts = doc.get("prompts") or [{}]
     which = f"{count} prompts" if count > 1 else f"prompt {label(prompts[0].get('id', '?'), 30)}"
     name = label(doc.get("display") or doc.get("pair") or "", 50)
-    site = label(doc.get("site") or "", 20)
-    at = doc.get("positions")
-    where = site if at in (None, "all", "each") else f"{site} at {label(at, 20)}"
+    found = documents.place(doc.get("site") or "", doc.get("positions", "all"), doc.get("heads"))
+    where = label(found, 60)
+    which += f", seed {label(doc['seed'], 12)}" if doc.get("seed") else ""
     title = f"{what}: {name}" if name else what
     second = f"{where}, {which}" if about is None else about
     figure.suptitle(f"{title}\n{second}", x=0.01, ha="left", fontsize=11, linespacing=1.4)

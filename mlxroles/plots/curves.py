@@ -52,25 +52,32 @@ def effects(doc: Doc) -> Figure | None:
 
 
 def recovery(doc: Doc) -> Figure | None:
-    """Recovery R per layer with the first one of at least a half, its increments, the controls."""
+    """Recovery R per layer with the first one of at least a half, and the controls.
+
+    In the stream, below them, the increments: what each layer adds.
+    """
     shown = documents.directions(doc)
     found = {direction: documents.cells(doc, direction) for direction in shown}
     if not any(_known(cells, "recovery") for cells in found.values()):
         return None
-    figure = canvas.new_figure(max(_PANEL_WIDTH * len(shown), _LEAST_WIDTH), 5.6)
+    ratios = (3, 1) if documents.accumulates(doc) else (1,)
+    height = 5.6 if len(ratios) > 1 else 4.6
+    figure = canvas.new_figure(max(_PANEL_WIDTH * len(shown), _LEAST_WIDTH), height)
     panels = figure.subplots(
-        2, len(shown), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
+        len(ratios), len(shown), sharex=True, sharey="row", squeeze=False, height_ratios=ratios
     )
     bottom, top = _view(doc, found)
     for column, direction in enumerate(shown):
-        upper, lower = panels[0][column], panels[1][column]
+        upper, lower = panels[0][column], panels[-1][column]
         upper.set_ylim(bottom, top)
         _recovery_panel(upper, doc, direction)
-        _increments(lower, found[direction], canvas.DIRECTION_COLORS[direction])
+        if lower is not upper:
+            _increments(lower, found[direction], canvas.DIRECTION_COLORS[direction])
         canvas.layer_axis(lower, documents.layers(doc))
         _legend_below(figure, lower, upper)
     panels[0][0].set_ylabel(f"recovery R ({canvas.label(_metric(doc))})")
-    panels[1][0].set_ylabel("increment")
+    if len(ratios) > 1:
+        panels[1][0].set_ylabel("increment")
     canvas.dress(figure, doc, "Recovery after patching")
     return figure
 

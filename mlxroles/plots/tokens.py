@@ -17,8 +17,10 @@ from mlxroles.text import show_token
 
 _MAP = "cividis"
 _COLUMNS = 5
-_TOKEN_LIMIT = 13
-_ROW_INCHES = 0.235
+_TOKEN_LIMIT = 14
+_ROW_INCHES, _PANEL_INCHES = 0.235, 0.75
+_WIDTH = 9.0
+"""Inches, as other figures have: on a page their texts are of one size."""
 
 
 def top_tokens(doc: Mapping[str, Any]) -> Figure | None:
@@ -31,13 +33,14 @@ def top_tokens(doc: Mapping[str, Any]) -> Figure | None:
     if not shown:
         return None
     rows = len(documents.layers(doc)) + 2
-    figure = canvas.new_figure(6.4 * len(shown) + 0.6, 1.7 + _ROW_INCHES * rows)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    height = 0.8 + (_PANEL_INCHES + _ROW_INCHES * rows) * len(shown)
+    figure = canvas.new_figure(_WIDTH, height)
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axes, direction in zip(panels, shown, strict=True):
         _table(axes, doc, direction)
     scale = ScalarMappable(Normalize(0, 1), mpl.colormaps[_MAP])
-    height = min(1.0, 8 / rows)
-    figure.colorbar(scale, ax=list(panels), label="probability", shrink=height, aspect=14, pad=0.01)
+    shrink = min(1.0, 4 / height)
+    figure.colorbar(scale, ax=list(panels), label="probability", shrink=shrink, aspect=18, pad=0.01)
     canvas.dress(figure, doc, "Likeliest next tokens after patching")
     return figure
 
@@ -45,7 +48,8 @@ def top_tokens(doc: Mapping[str, Any]) -> Figure | None:
 def _table(axes: Axes, doc: Mapping[str, Any], direction: str) -> None:
     target, giver = documents.recipient(direction), documents.donor(direction)
     rows = [(target, documents.baseline(doc, target))]
-    rows += [(f"{layer}", values) for layer, values in documents.cells(doc, direction).items()]
+    cells = documents.cells(doc, direction)
+    rows += [(f"{layer}{_strongest(values)}", values) for layer, values in cells.items()]
     rows.append((giver, documents.baseline(doc, giver)))
     for at, (_, values) in enumerate(rows):
         _row(axes, at, values.get("top5") or [])
@@ -60,8 +64,15 @@ def _table(axes: Axes, doc: Mapping[str, Any], direction: str) -> None:
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_ylabel("layer patched")
+    axis = documents.part_axis(doc)
+    axes.set_ylabel(f"layer, {axis.removeprefix('by_')} patched" if axis else "layer patched")
     axes.set_title(documents.arrow(direction), pad=8)
+
+
+def _strongest(values: Mapping[str, Any]) -> str:
+    """The head or position that stands for its layer; nothing where the layer is patched whole."""
+    part = values.get("strongest")
+    return "" if part is None else f", {part}"
 
 
 def _row(axes: Axes, at: int, top: Sequence[Mapping[str, Any]]) -> None:
@@ -74,7 +85,7 @@ def _row(axes: Axes, at: int, top: Sequence[Mapping[str, Any]]) -> None:
             Rectangle((column, at), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.8)
         )
         ink = "white" if known and prob < 0.55 else "black"
-        style: dict[str, Any] = {"va": "center", "fontsize": 7, "color": ink, "clip_on": True}
+        style: dict[str, Any] = {"va": "center", "fontsize": 8, "color": ink, "clip_on": True}
         token = canvas.label(show_token(entry.get("token", "")), _TOKEN_LIMIT)
         axes.text(column + 0.04, at + 0.5, token, ha="left", **style)
         if known:

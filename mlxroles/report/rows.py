@@ -29,15 +29,38 @@ def facts(doc: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [
         ("pair", _text(doc.get("display") or doc.get("pair"))),
         ("measured string", _text(doc.get("headline"))),
-        ("site", f"{_text(doc.get('site'))}, positions {_text(doc.get('positions'))}"),
+        ("patched", place(doc)),
         ("layers tested", f"{_ranges(tested)} ({count})"),
         ("prompts", f"{named}{more}"),
+        ("seed", _text(doc.get("seed") or None)),
         ("tokens", _text(doc.get("n_tokens_per_prompt") or doc.get("n_tokens"))),
         ("run", _text(doc.get("run_id"))),
         ("made", _text(doc.get("timestamp"))),
         ("versions", ", ".join(f"{_text(key)} {_text(versions[key])}" for key in versions)),
     ]
     return [(name, value) for name, value in found if value not in ("", "–")]
+
+
+def title(doc: Mapping[str, Any]) -> str:
+    """What was patched where, on which prompts: what tells a run from others of its pair."""
+    prompts = doc.get("prompts") or []
+    one = safe_text(str(prompts[0].get("id")), limit=40) if len(prompts) == 1 else ""
+    tested, total = documents.layers(doc), doc.get("n_layers")
+    is_part = isinstance(total, int) and 0 < len(tested) < total
+    parts = [
+        place(doc),
+        f"layer{'s' * (len(tested) > 1)} {_ranges(tested)}" if is_part else "",
+        one or f"{len(prompts)} prompts",
+        f"seed {_text(doc['seed'])}" if doc.get("seed") else "",
+    ]
+    pair = _text(doc.get("display") or doc.get("pair"))
+    return f"Patching {pair}: {', '.join(part for part in parts if part)}"
+
+
+def place(doc: Mapping[str, Any]) -> str:
+    """Where the run patches, in words that are safe to show."""
+    found = documents.place(doc.get("site"), doc.get("positions", "all"), doc.get("heads"))
+    return safe_text(found, limit=120)
 
 
 def baselines(doc: Mapping[str, Any]) -> Grid:
@@ -63,7 +86,7 @@ def baselines(doc: Mapping[str, Any]) -> Grid:
 
 def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
     """One direction: a row per layer, or the largest of its heads or positions."""
-    title = f"{documents.donor(direction)} into {documents.recipient(direction)}"
+    title = documents.arrow(direction)
     for axis in ("by_head", "by_position"):
         if any(documents.parts(doc, direction, axis)):
             return _part_grid(doc, direction, axis, title)
@@ -74,11 +97,11 @@ def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
         "effect",
         *_test_heads(doc),
         "R",
-        "increment",
+        *(["increment"] if documents.accumulates(doc) else []),
         "KL",
         *(f"R, {_name(name)}" for name in names),
+        "likeliest token",
     ]
-    head.append("likeliest token")
     found = documents.finding(doc, direction)
     by_control = {name: documents.cells(doc, direction, name) for name in names}
     rows = []
@@ -91,7 +114,7 @@ def layer_grid(doc: Mapping[str, Any], direction: str) -> Grid:
                 _effect(values),
                 *_tests(doc, values),
                 _with_interval(values, "recovery", ".2f"),
-                _number(values, "increment", "+.2f"),
+                *([_number(values, "increment", "+.2f")] if "increment" in head else []),
                 _number(values, "kl", ".3f"),
                 *(_number(by_control[name].get(layer), "recovery", ".2f") for name in names),
                 _top(values, count=1),
@@ -104,6 +127,11 @@ def _part_grid(doc: Mapping[str, Any], direction: str, axis: str, title: str) ->
     what = axis.removeprefix("by_")
     found = list(documents.parts(doc, direction, axis))
     found.sort(key=lambda row: -_size(row[2]))
+    names = documents.controls(doc)
+    by_control = {
+        name: {row[:2]: row[2] for row in documents.parts(doc, direction, axis, name)}
+        for name in names
+    }
     rows = [
         [
             str(layer),
@@ -113,14 +141,16 @@ def _part_grid(doc: Mapping[str, Any], direction: str, axis: str, title: str) ->
             *_tests(doc, values),
             _with_interval(values, "recovery", ".2f"),
             _number(values, "kl", ".3f"),
+            *(_number(by_control[name].get((layer, part)), "recovery", ".2f") for name in names),
             _top(values, count=1),
         ]
         for layer, part, values in found[:_MOST_PARTS]
     ]
     if len(found) > _MOST_PARTS:
         title += f" (the {_MOST_PARTS} largest effects of {len(found)})"
-    head = ["layer", what, "P", "effect", *_test_heads(doc), "R", "KL", "likeliest token"]
-    return Grid(title, head, rows)
+    numbers = ["P", "effect", *_test_heads(doc), "R", "KL"]
+    controls = [f"R, {_name(name)}" for name in names]
+    return Grid(title, ["layer", what, *numbers, *controls, "likeliest token"], rows)
 
 
 def how_tested(doc: Mapping[str, Any]) -> str:

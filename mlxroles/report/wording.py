@@ -5,7 +5,14 @@ from typing import Any
 
 from mlxroles import documents
 from mlxroles.documents import Finding
+from mlxroles.errors import PairError
+from mlxroles.pairs import catalogue
 from mlxroles.text import safe_text
+
+_WORTHWHILE = 0.1
+"""Recovery from which on a part of a layer is worth a closer look."""
+_USUAL = "notepad"
+"""The prompt of a command that names none."""
 
 _PLACES = {
     "resid_pre": ("residual stream", "the input of layer {}"),
@@ -52,6 +59,51 @@ def _brief(doc: Mapping[str, Any], found: Finding) -> str:
     against = f", control {control[1]:.2f}" if control else ""
     same = ", not specific" if found.matched_by else ""
     return f"{way} {most} at layer {layer} (R {share:.2f}{against}{same})"
+
+
+def next_step(doc: Mapping[str, Any]) -> list[str]:
+    """The command that looks closer at a decision that was found; nothing where there is none.
+
+    From the stream to the attention output of the layers that decide, from there to their heads.
+    """
+    found = [documents.finding(doc, direction) for direction in documents.directions(doc)]
+    is_stream = documents.accumulates(doc) and doc.get("positions") == "all"
+    if (
+        doc.get("interrupted")
+        or documents.part_axis(doc)
+        or not (is_stream or doc.get("site") == "attn_out")
+    ):
+        return []
+    layers = set()
+    for each in found:
+        layer = each.half_layer if is_stream else each.best_layer
+        if layer is None or each.nothing_to_recover or each.matched_by:
+            continue
+        share = documents.number(documents.cells(doc, each.direction)[layer], "recovery")
+        if share >= _WORTHWHILE:
+            layers.add(layer)
+    if not layers:
+        return []
+    options = "--site attn_out" if is_stream else "--site z --heads each"
+    options += f" --layers {','.join(str(layer) for layer in sorted(layers))}"
+    return [f"Next: {_command(doc)} {options}"]
+
+
+def _command(doc: Mapping[str, Any]) -> str:
+    """The command of the run as far as it is known; its other options are the reader's."""
+    prompts = [str(prompt.get("id")) for prompt in doc.get("prompts") or []]
+    is_plain = prompts == [_USUAL] and "tool_call" in headline(doc) and not doc.get("seed")
+    if is_plain and _is_named(doc.get("pair")):
+        return f"mlxroles patch --pair {safe_text(str(doc['pair']), limit=60)}"
+    return "the same command with"
+
+
+def _is_named(pair: object) -> bool:
+    """Whether a command knows a pair by this name."""
+    try:
+        return pair in catalogue()
+    except PairError:
+        return False
 
 
 def caution(doc: Mapping[str, Any]) -> str:

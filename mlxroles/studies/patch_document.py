@@ -61,6 +61,7 @@ def document(
         "site": grid.site,
         "positions": grid.positions,
         "heads": grid.heads,
+        "seed": seed,
         "prompts": [
             {"id": p.id, "n_tokens": p.n_tokens, "digest": p.digest, "category": p.category}
             for p in grid.prompts

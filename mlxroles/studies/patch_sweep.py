@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
-from mlxroles import report
+from mlxroles import documents, report
 from mlxroles.dashboard import svg
 from mlxroles.errors import SpecError
 from mlxroles.events import Cell, Emit, RunFinished
@@ -97,9 +98,11 @@ class PatchSweep:
     @property
     def title(self) -> str:
         """One line that names the sweep."""
-        n = len(self.grid.prompts)
-        what = self.grid.prompts[0].id if n == 1 else f"{n} prompts"
-        return f"patch {self.subject.display}: {self.grid.site} at {self.grid.positions}, {what}"
+        n, grid = len(self.grid.prompts), self.grid
+        what = grid.prompts[0].id if n == 1 else f"{n} prompts"
+        where = documents.place(grid.site, grid.positions, grid.heads)
+        seed = f", seed {self.options.seed}" if self.options.seed else ""
+        return f"patch {self.subject.display}: {where}, {what}{seed}"
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes numbers, and nothing else."""
@@ -228,6 +231,14 @@ class PatchSweep:
             most=self.options.memory,
         )
 
+    def _tokens(self) -> list[str | None]:
+        """Text at each position where there is a cell for each; None where prompts differ."""
+        if self.grid.positions != "each":
+            return []
+        texts = [token_texts(list(p.ids), self.subject.tokenizer) for p in self.grid.prompts]
+        rows = zip_longest(*texts)
+        return [row[0] if len(set(row)) == 1 else None for row in rows]
+
     def _write(self, folder: RunFolder, finished: RunFinished, watch: Watch) -> dict[str, Any]:
         """Everything derived: document, figures, report and the packed file."""
         known = folder.records()
@@ -245,6 +256,7 @@ class PatchSweep:
             "interrupted": finished.interrupted,
             "failed_cells": failed,
             "notes": notes_of(folder, self.subject.notes),
+            "tokens": self._tokens(),
         }
         doc = document(
             self.grid,

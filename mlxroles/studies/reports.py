@@ -50,7 +50,9 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
             raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
         doc = _summary(path)
         with plain_errors(path / FIGURES):
-            doc["figures"] = dict(doc.get("figures") or {}) | patch_figures(doc, path / FIGURES)
+            kept = (doc.get("figures") or {}).get("dashboard_svg")
+            doc["figures"] = patch_figures(doc, path / FIGURES)
+            doc["figures"] |= {"dashboard_svg": kept} if kept else {}
         write_atomic(path / PAGE, report.html(doc, doc["figures"]).encode())
         return doc, path / PAGE
 
