@@ -86,6 +86,17 @@ def test_status_lists_every_run_newest_first(home, made, call):
     assert len(out.splitlines()) == 1 + len(KINDS)
 
 
+def test_a_list_of_runs_says_what_they_are_about(own, call, tmp_path):
+    run = own("patch")
+    shutil.copytree(run, run.with_name("0123456789ab"))
+    change_manifest(run.with_name("0123456789ab"), lambda doc: doc["identity"].update(seed=7))
+    status, out, _ = call("status")
+    assert status == 0
+    first, second = sorted(line.split("\t")[0] for line in out.splitlines()[1:])
+    assert second.removeprefix(first) == ", seed 7"
+    assert first != run.parent.name
+
+
 def test_status_of_a_cut_run_says_how_to_go_on(own, call):
     run = own("patch")
     missing = cut(run, 5)

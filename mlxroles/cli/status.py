@@ -82,7 +82,7 @@ def _list(documents: list[dict[str, Any]]) -> None:
 
 
 def _names(documents: list[dict[str, Any]], limit: int | None) -> list[str]:
-    """The experiment of each run and what tells it from its other runs."""
+    """The experiment of each run, its prompts, and what else tells it from its other runs."""
     alike: dict[str, list[list[str]]] = {}
     for doc in documents:
         alike.setdefault(doc["experiment"], []).append(doc["subject"])
@@ -91,8 +91,8 @@ def _names(documents: list[dict[str, Any]], limit: int | None) -> list[str]:
         others = alike[doc["experiment"]]
         own = [
             part
-            for part in doc["subject"]
-            if len(others) == 1 or not all(part in other for other in others)
+            for at, part in enumerate(doc["subject"])
+            if at == 0 or len(others) == 1 or not all(part in other for other in others)
         ]
         experiment = safe_text(doc["experiment"], limit=limit)
         names.append(f"{experiment} {', '.join(own)}".strip())
