@@ -156,7 +156,9 @@ def by_part(axis: str, count: int, n_layers: int = 6) -> dict[str, Any]:
                 }
             }
     doc["baselines"] = {"instruct": values(0.95), "base": values(0.5)}
-    return doc | {"site": "z" if axis == "by_head" else "resid_post"}
+    if axis == "by_head":
+        return doc | {"site": "z", "heads": "each"}
+    return doc | {"site": "resid_post", "positions": "each"}
 
 
 def event_stream(doc: dict[str, Any], *, trouble: bool = False) -> Iterator[Event]:

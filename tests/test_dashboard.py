@@ -416,6 +416,20 @@ def test_heads_and_positions_are_listed_by_their_effect(axis):
     assert "the 20 largest effects of 60" in shown
 
 
+def test_parts_stand_beside_the_control_that_recovers_most():
+    doc = patch_docs.by_part("by_head", 2, 2)
+    doc["controls"] = {"random": {"instruct_to_base": doc["instruct_to_base"]}}
+    shown = printed(final_table(doc), width=100)
+    assert "ctrl" in shown
+    assert "ctrl: recovery of the control that recovers most (random)" in shown
+
+
+def test_the_picture_counts_the_unpatched_models_and_says_what_was_patched():
+    view = from_document(patch_docs.patch_doc(6))
+    assert (view.done, view.total) == (2 + 6 * 2 * 3, 38)
+    assert view.title == "Tiny (6 layers) · notepad0 · resid_post at all positions"
+
+
 def test_the_probe_table():
     rows = [
         {"model": model, "prompt": text, "variant": "chat", **patch_docs.values(prob)}

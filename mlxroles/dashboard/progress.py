@@ -282,14 +282,16 @@ def from_document(doc: Mapping[str, Any]) -> Progress:
     prompts = doc.get("prompts") or []
     what = str(prompts[0].get("id")) if len(prompts) == 1 else f"{len(prompts)} prompts"
     name = str(doc.get("display") or doc.get("pair") or "")
-    view.title = " · ".join([name, what, str(doc.get("site") or "")])
+    where = documents.place(doc.get("site") or "", doc.get("positions", "all"), doc.get("heads"))
+    view.title = " · ".join([name, what, where])
+    seconds = 0.0
+    count = 0
     for model in ("instruct", "base"):
         value = documents.number(documents.baseline(doc, model), view.value)
         view._baselines[model] = {None: value}
+        count += not math.isnan(value)
         odds = documents.number(documents.baseline(doc, model), ODDS)
         view._baseline_odds[model] = {None: odds}
-    seconds = 0.0
-    count = 0
     for control in [None, *documents.controls(doc)]:
         for direction in view.directions:
             for layer, values in documents.cells(doc, direction, control).items():

@@ -1,7 +1,7 @@
 """The tables that end a command: one per direction of a patch run, one for probed prompts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -34,7 +34,7 @@ def final_table(doc: Mapping[str, Any]) -> RenderableType:
     has_layers = all(_part_axis(doc, d) is None for d in documents.directions(doc))
     if has_layers:
         legend = f"{_PEAK} largest effect   {_HALF} first recovery of at least half   {legend}"
-    if has_layers and documents.controls(doc):
+    if documents.controls(doc):
         names = " or ".join(documents.controls(doc)).replace("_", " ")
         legend += f"\nctrl: recovery of the control that recovers most ({safe_text(names)})"
     flips = doc.get("sign_flips")
@@ -109,8 +109,17 @@ def _part_table(doc: Mapping[str, Any], direction: str, axis: str) -> Table:
     _add_numbers(doc, table)
     rows = list(documents.parts(doc, direction, axis))
     rows.sort(key=lambda row: -_size(row[2]))
+    names = documents.controls(doc)
+    controls: dict[tuple[int, int], list[float]] = {}
+    for name in names:
+        for layer, part, values in documents.parts(doc, direction, axis, name):
+            share = documents.number(values, "recovery")
+            controls.setdefault((layer, part), []).append(share)
+    if names:
+        table.add_column("ctrl", justify="right", no_wrap=True)
     for layer, part, values in rows[:_MOST_PARTS]:
-        table.add_row(str(layer), str(part), *_numbers(doc, values))
+        ctrl = [_most(controls.get((layer, part), []))] if names else []
+        table.add_row(str(layer), str(part), *_numbers(doc, values), *ctrl)
     if len(rows) > _MOST_PARTS:
         table.caption = Text(f"the {_MOST_PARTS} largest effects of {len(rows)}", style="dim")
     return table
@@ -162,6 +171,11 @@ def _control(doc: Mapping[str, Any], direction: str, layer: int) -> Text:
         documents.number(documents.cells(doc, direction, name).get(layer), "recovery")
         for name in documents.controls(doc)
     ]
+    return _most(shares)
+
+
+def _most(shares: Sequence[float]) -> Text:
+    """The largest recovery of the controls."""
     known = [share for share in shares if not math.isnan(share)]
     return Text(format_number(max(known, default=math.nan), ".2f"), style="dim")
 
