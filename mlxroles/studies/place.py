@@ -118,7 +118,8 @@ def vitals() -> Vitals:
     """What this process takes and has done so far."""
     held, machine = memory(), system()
     free = None if machine is None else machine.free
-    return Vitals(held.active, held.peak, held.limit, free, counting.calls().made, 0)
+    limit = held.limit or (None if machine is None else machine.total)
+    return Vitals(held.active, held.peak, limit, free, counting.calls().made, 0)
 
 
 def computed_by(parts: int = 1) -> dict[str, str]:
