@@ -69,6 +69,10 @@ def test_half_a_line_for_lists_of_runs():
     assert brief(doc) == (
         "i→b half at layer 3 (R 0.65, control 0.08) · b→i half at layer 3 (R 0.65, control 0.08)"
     )
+    kept = doc["instruct_to_base"]["2"].copy()
+    doc["instruct_to_base"]["2"].update(dict.fromkeys(("effect", "recovery")))
+    assert brief(doc).startswith("i→b half by layer 3, some before it not run (R 0.65")
+    doc["instruct_to_base"]["2"] = kept
     doc["controls"]["other_prompt"]["instruct_to_base"]["3"]["recovery"] = 0.7
     assert brief(doc).startswith("i→b half at layer 3 (R 0.65, control 0.70, not specific)")
     for values in doc["instruct_to_base"].values():

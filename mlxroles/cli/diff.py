@@ -61,7 +61,7 @@ def command(first: str, second: str, *, as_json: bool) -> int:
 
 def _told(path: Path) -> str:
     """What a run has found, in half a line; empty where that cannot be said."""
-    from mlxroles.runs.find import read_object
+    from mlxroles.store.files import read_object
     from mlxroles.store.summary import SUMMARY
 
     summary = read_object(path / SUMMARY).get("summary")

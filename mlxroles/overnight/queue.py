@@ -1,6 +1,5 @@
 """The folder of a sweep: its queue, and the state in which an earlier process left it."""
 
-import json
 import os
 import socket
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from mlxroles.errors import StoreError
 from mlxroles.snapshots import file_facts
 from mlxroles.store import files
 from mlxroles.store.manifest import MANIFEST, read_manifest
+from mlxroles.store.summary import read_summary
 from mlxroles.store.sweep_state import QUEUE, Entry, QueueState, read_state
 from mlxroles.text import slug
 
@@ -75,10 +75,7 @@ def begin(
 
 def queue_argv(path: Path) -> list[str]:
     """The words of the command that the sweep in a folder was begun or last continued with."""
-    try:
-        found = json.loads((path / QUEUE).read_bytes())["argv"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+    found = files.read_object(path / QUEUE).get("argv")
     return [str(word) for word in found] if isinstance(found, list) else []
 
 
@@ -107,12 +104,8 @@ def take_findings(entry: Entry) -> None:
     """Takes what a run has found from its summary."""
     if entry.run is None:
         return
-    try:
-        doc = json.loads((Path(entry.run) / "summary.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return
-    if isinstance(doc, dict):
-        inner = doc.get("summary")
-        said = {**doc, **(inner if isinstance(inner, dict) else {})}
-        entry.sentence = str(said["sentence"]) if said.get("sentence") else None
-        entry.brief = str(said["brief"]) if said.get("brief") else None
+    doc = read_summary(Path(entry.run))
+    inner = doc.get("summary")
+    said = {**doc, **(inner if isinstance(inner, dict) else {})}
+    entry.sentence = str(said["sentence"]) if said.get("sentence") else None
+    entry.brief = str(said["brief"]) if said.get("brief") else None

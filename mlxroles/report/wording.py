@@ -58,7 +58,10 @@ def _brief(doc: Mapping[str, Any], found: Finding) -> str:
     control = found.matched_by or (found.strongest_control or ())[::2]
     against = f", control {control[1]:.2f}" if control else ""
     same = ", not specific" if found.matched_by else ""
-    return f"{way} {most} at layer {layer} (R {share:.2f}{against}{same})"
+    where = f"at layer {layer}"
+    if found.unmeasured and found.unmeasured[0] < layer:
+        where = f"by layer {layer}, some before it not run"
+    return f"{way} {most} {where} (R {share:.2f}{against}{same})"
 
 
 def next_step(doc: Mapping[str, Any]) -> list[str]:

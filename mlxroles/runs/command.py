@@ -11,13 +11,12 @@ from mlxroles.runs.find import (
     RESULTS,
     is_sweep,
     last_written,
-    read_object,
     runs_below,
     sweeps_below,
 )
 from mlxroles.runs.state import RUNNING, state_of
 from mlxroles.runs.sweeps import sweep_state
-from mlxroles.store.files import shown
+from mlxroles.store.files import read_object, shown
 from mlxroles.store.sweep_state import QUEUE
 from mlxroles.text import safe_text
 

@@ -1,10 +1,8 @@
 """Which stored run a user means: a folder, a file in it, a run id or the beginning of one."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mlxroles.errors import SpecError, StoreError
 from mlxroles.store.files import shown
@@ -105,15 +103,6 @@ def find_run(text: str, *, results: Path = RESULTS) -> Path:
     if is_sweep(path):
         raise SpecError(f"{shown(path)} is a sweep of several runs: name one of them")
     raise SpecError(f"{shown(path)} is a capture by itself, its run folder is gone: name a run")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none or it cannot be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _named(text: str, results: Path) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxroles.errors import StoreError
-from mlxroles.runs.find import last_written, read_object
-from mlxroles.store.files import shown
+from mlxroles.runs.find import last_written
+from mlxroles.store.files import read_object, shown
 from mlxroles.store.folder import LOCK
 from mlxroles.store.follow import is_held
 from mlxroles.store.sweep_state import QUEUE, STATE, Entry

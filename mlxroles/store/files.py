@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxroles.errors import StoreError
 from mlxroles.text import format_bytes, safe_text
@@ -209,6 +209,15 @@ def plain(doc: object) -> object:
 def to_json(doc: object) -> str:
     """The document as indented JSON text, NaN and infinities as null, only ASCII characters."""
     return json.dumps(plain(doc), indent=2, allow_nan=False) + "\n"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none or it cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(path: Path, doc: object) -> None:

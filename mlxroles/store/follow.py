@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from mlxroles.events import (
     RunFinished,
     RunStarted,
 )
+from mlxroles.store.files import read_object
 from mlxroles.store.folder import JOURNAL, LOCK, SHARDS
 from mlxroles.store.history import HISTORY, decoded
 from mlxroles.store.journal import Tail, decode_line
@@ -128,11 +128,7 @@ def is_held(lock: Path) -> bool:
 
 def owner_of(lock: Path) -> dict[str, Any]:
     """What stands in a lock file."""
-    try:
-        owner = json.loads(lock.read_bytes()[:65536])
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
+    return read_object(lock)
 
 
 def _event(record: Record, *, restored: bool) -> CellDone | CellFailed:

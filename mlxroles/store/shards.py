@@ -52,7 +52,7 @@ class Claims:
             try:
                 _link(temp, path)
             except FileExistsError:
-                found = _read(path)
+                found = files.read_object(path)
                 rank = int(found.get("rank", 0))
                 if found.get("owner") == self._me and rank == self.folder.rank:
                     return True
@@ -62,12 +62,12 @@ class Claims:
             finally:
                 with suppress(FileNotFoundError):
                     temp.unlink()
-        return _read(path).get("owner") == self._me
+        return files.read_object(path).get("owner") == self._me
 
 
 def is_led(path: Path) -> bool:
     """Whether a first process is at work on the run in ``path`` and shares it."""
-    return _is_alive(path, 0, _read(path / CLAIMS / LEAD).get("owner"))
+    return _is_alive(path, 0, files.read_object(path / CLAIMS / LEAD).get("owner"))
 
 
 def _lock(path: Path, rank: int) -> Path:
@@ -137,11 +137,3 @@ def take_in(folder: RunFolder) -> int:
     with suppress(OSError):
         (folder.path / SHARDS).rmdir()
     return count
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

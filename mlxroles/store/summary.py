@@ -1,10 +1,10 @@
 """The document of a run, ``summary.json``: derived, so that it may be missing or damaged."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mlxroles.store.files import read_object
 from mlxroles.store.folder import RunFolder
 
 SUMMARY = "summary.json"
@@ -13,11 +13,7 @@ SUMMARY = "summary.json"
 
 def read_summary(path: Path) -> dict[str, Any]:
     """The document in a folder; empty where it is missing or damaged."""
-    try:
-        found = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(path / SUMMARY)
 
 
 def notes_of(folder: RunFolder, notes: Iterable[str], key: str = "notes") -> list[str]:
