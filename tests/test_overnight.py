@@ -129,6 +129,30 @@ def test_an_experiment_that_dies_before_it_computes_is_left_after_three_deaths()
     assert (a.status, a.deaths, b.status) == ("failed", 3, "done")
 
 
+def test_a_command_that_tells_of_no_run_is_done_when_it_ends_well():
+    def show(state, events):
+        state.entries[0].cells = 2  # as planned
+
+    state = supervised(experiment("a", silent=1), show=show)
+    assert (state.entries[0].status, state.entries[0].done, state.interrupted) == ("done", 2, None)
+
+
+def test_no_process_at_all_ends_one_experiment_and_not_the_night(monkeypatch):
+    real, calls = supervise.Child, []
+
+    def start(argv, *rest):
+        calls.append(argv)
+        if argv[1] == "a":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(argv, *rest)
+
+    monkeypatch.setattr(supervise, "Child", start)
+    state = supervised(experiment("a"), experiment("b"))
+    assert [e.status for e in state.entries] == ["failed", "done"]
+    assert "Resource temporarily unavailable" in state.entries[0].error
+    assert len(calls) == 4
+
+
 def test_a_second_signal_is_not_held_against_the_cells():
     one = experiment("a", seconds=3.0, cells=3)
     process = in_background(one)

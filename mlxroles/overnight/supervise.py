@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS, LockedError
+from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS, LockedError, StoreError
 from mlxroles.events import (
     DEADLINE,
     CellDone,
@@ -156,9 +156,9 @@ class Supervisor:
         while True:
             try:
                 code, progress = self._process(entry, coarse=coarse)
-            except OSError as error:  # no process could be started
+            except (OSError, StoreError) as error:
                 code, progress = None, 0
-                cause = f"no process could be started: {error.strerror or error}"
+                cause = f"no process could be started: {error}"
             if code is not None and self._settle(entry, code, coarse=coarse):
                 return
             if code == LOCKED:
@@ -248,6 +248,8 @@ class Supervisor:
         """Takes note of a process that ended as it should; whether it did."""
         was_asked = self._is_over()
         if code in DONE:
+            if self.child is None or self.child.follow is None:
+                entry.done = entry.cells or 0  # nothing was left to do, or it is no run
             is_whole = entry.cells is None or entry.done + entry.failed >= entry.cells
             if code == FAILED_CELLS and not entry.failed:
                 entry.error = self._said()
