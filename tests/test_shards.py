@@ -1,5 +1,7 @@
 """Several processes on one run: shared batches, shards that are taken in, machines that die."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import pytest
 from mlxroles.errors import LockedError, StoreError
 from mlxroles.events import Cell
 from mlxroles.store.folder import RunFolder
+from mlxroles.store.follow import is_held
 from mlxroles.store.shards import Claims, is_led, take_in
 
 IDENTITY = {"kind": "toy", "seed": 0}
@@ -164,3 +167,26 @@ def test_when_the_first_machine_dies_the_others_finish_and_the_next_command_gath
     subprocess.run([*TOY, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, check=True)
     assert numbers(path) == expected
     assert not (path / "shards").exists()
+
+
+def test_where_locks_do_not_work_the_age_of_the_lock_file_tells_who_lives(tmp_path, monkeypatch):
+    with lead(tmp_path) as first:
+        other = join(tmp_path, 1)
+        theirs, mine = Claims(other), Claims(first)
+        assert theirs.take(CELLS[:3])
+
+        def refuse(*_):
+            raise OSError(errno.ENOTSUP, "no locks")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        lock = other.home / "run.lock"
+        first.beat()
+        other.beat()
+        assert not mine.take(CELLS[:3])
+        os.utime(lock, (1.0, 1.0))  # silent for long, while the first one beats on
+        first.beat()
+        assert mine.take(CELLS[:3])
+        other.beat()
+        assert is_held(lock)
+        monkeypatch.undo()
+        other.close()

@@ -47,6 +47,7 @@ class Ranks:
         self.cells = 0
         """Cells that this machine has stored."""
         self._lock: RunLock | None = None
+        self._lead: RunLock | None = None
         # asked now: of a terminal that is gone nobody can tell that it was one
         self._terminals = tuple(stream for stream in (1, 2) if os.isatty(stream))
         self._known: set[int] = set()
@@ -72,10 +73,11 @@ class Ranks:
 
     def tell(self) -> None:
         """Writes what the others may know of this machine."""
+        for lock in (self._lock, self._lead):
+            if lock is not None:
+                lock.beat()
         if self.size > 1:
             facts = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid()}
-            if self._lock is not None:
-                self._lock.beat()
             with suppress(OSError):
                 path = self.sweep / RANKS / f"{self.rank}.json"
                 path.write_text(json.dumps(facts | {"cells": self.cells}), encoding="ascii")
@@ -147,7 +149,8 @@ class Ranks:
             LockedError: this is the only machine, and another process leads the sweep.
         """
         if self.size == 1:
-            return RunLock(self.sweep / LOCK)
+            self._lead = RunLock(self.sweep / LOCK)
+            return self._lead
         patience, alone_since = FIRST * self.rank, time.monotonic()
         helper = _Helper(self, say)
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGHUP)}
@@ -163,7 +166,8 @@ class Ranks:
                 elif time.monotonic() - alone_since >= patience:
                     helper.stop()
                     with suppress(LockedError):
-                        return RunLock(self.sweep / LOCK)
+                        self._lead = RunLock(self.sweep / LOCK)
+                        return self._lead
                 time.sleep(GLANCE)
         finally:
             helper.stop()
