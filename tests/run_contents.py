@@ -9,7 +9,7 @@ import h5py
 from mlxroles.store import RunFolder
 from mlxroles.store.journal import encode_line
 
-DIFFERS = ("time_s", "timestamp", "run", "figures", "started", "created")
+DIFFERS = ("time_s", "timestamp", "run", "figures", "started", "created", "estimate")
 """Keys of documents that depend on when and where a run was made."""
 
 
