@@ -5,6 +5,7 @@
     ├── PairError            1   a pair or catalogue entry that is unknown or does not fit together
     ├── PromptError          1   a prompt, prompt file or token id that cannot be used
     ├── ModelError           1   a model folder that cannot be loaded, trusted or captured
+    ├── VectorError          1   a vector that is unknown, or does not fit the model or the layer
     ├── RanksError           1   a process that holds a part of a model cannot go on
     └── StoreError           1   a run folder or result file that cannot be read or written
         ├── LockedError      4   another process writes this run
@@ -40,6 +41,10 @@ class PromptError(MlxrolesError):
 
 class ModelError(MlxrolesError):
     """A model cannot be loaded, captured or trusted."""
+
+
+class VectorError(MlxrolesError):
+    """A vector or its file is unknown, or does not fit the model or the layer."""
 
 
 class RanksError(MlxrolesError):

@@ -7,12 +7,17 @@ So every rank builds the same graphs, and edits are made on gathered heads every
 rank goes on with its own.
 """
 
+import atexit
 import json
 import os
+import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +34,8 @@ ARRIVAL = 60.0
 """Seconds for which a rank tries to find the others."""
 PATIENCE = 20.0
 """Seconds for which a rank with an error waits for the others to hear of it."""
-
+GONE = "another process that holds a part of the model is gone"
+KEPT = "what is stored stays, and the same command goes on from there"
 
 T = TypeVar("T")
 
@@ -67,12 +73,72 @@ class Ranks:
                 "--shard divides a model over several processes, and this is the only one; start "
                 "it as `mlx.launch -n 2 PYTHON -m mlxroles.cli ...`"
             )
+        found.watch()
         return found
 
     @property
     def leads(self) -> bool:
         """Whether this rank writes and shows: the others only compute."""
         return self.rank == 0
+
+    # --- lives --------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Ends this process when another one is gone and MLX does not say so.
+
+        The ring fails what is under way when a connection is lost, and waits for ever in what is
+        queued behind it. So each rank holds a connection to the first, which nothing is said on;
+        where none can be made, that is all there is.
+
+        Raises:
+            RanksError: another rank is lost already.
+        """
+        host, listener = _first_host(), None
+        if self.leads and host is not None:
+            with suppress(OSError):
+                listener = socket.create_server((host, 0))
+        port = None if listener is None else listener.getsockname()[1]
+        port, token = self.exchange([port, secrets.token_hex(16)])[0]
+        if listener is not None:
+            self._in_background(self._accept, listener, token.encode())
+        elif port is not None and host is not None:
+            self._in_background(self._join, host, int(port), token.encode())
+
+    def _in_background(self, work: Callable[..., None], *given: Any) -> None:
+        threading.Thread(target=work, args=given, daemon=True).start()
+
+    def _accept(self, listener: socket.socket, token: bytes) -> None:
+        with suppress(OSError), listener:
+            listener.settimeout(ARRIVAL)
+            expected = self.size - 1
+            while expected:
+                line, _ = listener.accept()
+                line.settimeout(ARRIVAL)
+                if line.recv(len(token), socket.MSG_WAITALL) == token:
+                    expected -= 1
+                    self._in_background(self._listen, line)
+                else:
+                    line.close()
+
+    def _join(self, host: str, port: int, token: bytes) -> None:
+        with suppress(OSError):
+            line = socket.create_connection((host, port), ARRIVAL)
+            line.sendall(token)
+            self._listen(line)
+
+    def _listen(self, line: socket.socket) -> None:
+        """Waits for the other end's last word, or for its end without one."""
+        line.settimeout(None)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        atexit.register(_leave, line)
+        said = b""
+        with suppress(OSError):
+            said = line.recv(1)
+        if said:
+            return
+        time.sleep(PATIENCE)
+        if not self.over:
+            _gone(f"{'' if self.leads else f'rank {self.rank}: '}{GONE}; {KEPT}")
 
     # --- arrays -------------------------------------------------------------------------------
 
@@ -154,17 +220,26 @@ class Ranks:
     def _all(self, words: bytes) -> list[dict[str, Any]]:
         header = mx.array([[MARK, self._step & 0x7FFFFFFF, len(words)]], dtype=mx.int32)
         try:
-            heads = np.array(mx.distributed.all_gather(header, group=self.group))
+            heads = self._heard(header)
             if (heads[:, :2] != np.array(header)[:, :2]).any():
                 raise RanksError("the processes have lost step with each other; start them again")
             room = np.zeros((1, int(heads[:, 2].max())), np.uint8)
             room[0, : len(words)] = np.frombuffer(words, np.uint8)
-            rows = np.array(mx.distributed.all_gather(mx.array(room), group=self.group))
+            rows = self._heard(mx.array(room))
         except RuntimeError as error:
             raise _lost(error) from error
         return [
             json.loads(row[:n].tobytes()) for row, n in zip(rows, heads[:, 2].tolist(), strict=True)
         ]
+
+    def _heard(self, row: mx.array) -> np.ndarray:
+        """The rows of all ranks.
+
+        NumPy would pass over the error of a lost connection and read what the memory held before.
+        """
+        rows = mx.distributed.all_gather(row, group=self.group)
+        mx.eval(rows)
+        return np.array(rows)
 
     def least(self, amount: int) -> int:
         """The smallest of what the ranks have of something, so that all go by the same number."""
@@ -195,6 +270,21 @@ def _group(end: float) -> Any:
         time.sleep(0.2)
 
 
+def _first_host() -> str | None:
+    """The address of the first rank in the list of hosts that a ring is made from."""
+    try:
+        hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text(encoding="utf-8"))
+        return str(hosts[0][0]).rpartition(":")[0].strip("[]") or None
+    except (KeyError, OSError, ValueError, IndexError, TypeError):
+        return None
+
+
+def _leave(line: socket.socket) -> None:
+    """Says on a connection that this process ends as it should."""
+    with suppress(OSError):
+        line.send(b".")
+
+
 def _gone(text: str) -> None:
     """Ends a process whose main thread waits for ranks that do not come."""
     if sys.__stderr__ is not None:
@@ -207,11 +297,8 @@ def _lost(error: Exception) -> RanksError:
     """What to say where computing together failed on this rank."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     is_peer = any(word in text for word in PEERS)
-    what = "another process that holds a part of the model is gone"
-    what = what if is_peer else "this process cannot go on with its part of the model"
-    return RanksError(
-        f"{what} ({text}); what is stored stays, and the same command goes on from there"
-    )
+    what = GONE if is_peer else "this process cannot go on with its part of the model"
+    return RanksError(f"{what} ({text}); {KEPT}")
 
 
 def is_told(error: BaseException) -> bool:

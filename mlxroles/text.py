@@ -16,6 +16,8 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _SLUG = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,79}")
 _SLUG_LENGTH = 80
 _HASH_LENGTH = 8
+_RISKY = ("=", "+", "-", "@", "\t", "\r")
+"""With these a spreadsheet takes a text for a formula."""
 _LEAST_TOLD = 12
 """Characters in which a beginning, a difference and an end can be shown."""
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -86,6 +88,11 @@ def _shared(texts: Sequence[str]) -> int:
 def show_token(token: object, *, limit: int | None = None) -> str:
     """The text of a token, safe and with its spaces visible: ``␣the`` is not ``the``."""
     return safe_text(str(token).replace(" ", "␣"), limit=limit)
+
+
+def guarded(text: str) -> str:
+    """The text with an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{text}" if text.startswith(_RISKY) else text
 
 
 def slug(name: str) -> str:

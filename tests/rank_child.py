@@ -5,10 +5,6 @@ Every rank builds the same models twice, whole and divided, so that each compare
 
 import json
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 import architectures
 import numpy as np
@@ -55,17 +51,19 @@ def tokens(seed, batch=1):
 
 def captured(model, part):
     """Differences of all sites and the logits of two prompts, by site."""
-    found = {}
+    found, groups = {"logits": 0.0}, {}
     asked = tokens(1, 2)
     blocks = model.network.anatomy.blocks
     for site in offered(model.network):
-        names = [site, *(DERIVED if site == "entropy" else ())]
-        where = {"layers": [i for i, block in enumerate(blocks) if site not in block.missing]}
-        whole = forward(model.network, asked, keep=names, **where)
-        own = forward(part.network, asked, keep=names, **where)
-        found["logits"] = max(found.get("logits", 0), relative(own.logits, whole.logits))
+        layers = tuple(i for i, block in enumerate(blocks) if site not in block.missing)
+        groups.setdefault((layers, site == "entropy"), []).append(site)
+    for (layers, is_entropy), sites in groups.items():
+        names = [*sites, *(DERIVED if is_entropy else ())]
+        whole = forward(model.network, asked, keep=names, layers=layers)
+        own = forward(part.network, asked, keep=names, layers=layers)
+        found["logits"] = max(found["logits"], relative(own.logits, whole.logits))
         for name in names:
-            pairs = [(own[name, i], whole[name, i]) for i in where["layers"]]
+            pairs = [(own[name, i], whole[name, i]) for i in layers]
             found[name] = max(relative(*map(mx.nan_to_num, pair)) for pair in pairs)
     return found
 
@@ -95,21 +93,21 @@ def drawn(model, rng, site):
     return Edit(site, layer, direction, "project", **where)
 
 
-def rows(model, rng, count):
-    """Random edits of every site and operation, one to three a row."""
+def rows(model, rng):
+    """Random edits, one to three a row; every site begins one."""
     sites = [s for s in EDITABLE if s in offered(model.network)]
     made = []
-    for n in range(count):
+    for n in range(len(sites)):
         more = [str(rng.choice(sites)) for _ in range(n % 3)]
-        edits = tuple(drawn(model, rng, site) for site in (sites[n % len(sites)], *more))
+        edits = tuple(drawn(model, rng, site) for site in (sites[n], *more))
         made.append(Row(edits, int(rng.integers(0, 2))))
     return made
 
 
-def edited(model, part, count):
+def edited(model, part):
     """Largest difference of patched runs, alone and in batches of the engine, by way."""
     asked, worst = tokens(3, 2), {"forward": 0.0}
-    made = rows(model, np.random.default_rng(4), count)
+    made = rows(model, np.random.default_rng(4))
     read = [LENGTH - 2, LENGTH - 1]
     alone = []
     for row in made:
@@ -142,7 +140,7 @@ def blocks(model, part):
     return relative(pair[1], pair[0])
 
 
-def main(names, count):
+def main(names):
     ranks = Ranks.start()
     found = {"rank": ranks.rank, "size": ranks.size}
     for name in names:
@@ -151,13 +149,9 @@ def main(names, count):
         sizes = [memory.sizes(m.network) for m in (model, part)]
         found[name] = {
             "captured": captured(model, part),
-            "edited": edited(model, part, count) if offered(model.network) else {},
+            "edited": edited(model, part) if offered(model.network) else {},
             "blocks": blocks(model, part),
             "weights": sizes[1].weights / sizes[0].weights,
             "heads": [sizes[0].heads, sizes[1].heads],
         }
     sys.stdout.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[2:], int(sys.argv[1]))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,3 +137,11 @@ def copied(source: Path, folder: Path, **config) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     return folder
+
+
+def without_times(doc: Any) -> Any:
+    """A document without what depends on when and where it was made."""
+    skipped = ("time_s", "timestamp", "run", "figures", "estimate")
+    if isinstance(doc, dict):
+        return {k: without_times(v) for k, v in doc.items() if k not in skipped}
+    return [without_times(v) for v in doc] if isinstance(doc, list) else doc

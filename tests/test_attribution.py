@@ -3,6 +3,7 @@
 import numpy as np
 import plain_loops
 import pytest
+from plain_loops import weighted
 from tiny_models import in_dtype, off, same, tiny, tiny_llama, to_numpy, tokens
 
 from mlxroles import probes
@@ -152,12 +153,6 @@ def exact(model, ids, site, layer, own, donors, run, of=None, read=(LENGTH - 1,)
     rows = mx.concatenate([one_by_one(site, own, donor, cells) for donor in donors])
     value = (of or WEIGHTED)(run(model, ids, site, layer, rows)[:, mx.array(read)])
     return np.array(value).reshape(len(donors), len(cells))
-
-
-def weighted(logits):
-    """A metric in which no logit's rounding is larger than the effects."""
-    weights = np.random.default_rng(7).standard_normal(logits.shape[-1]).astype(np.float32)
-    return (logits[:, 0] * mx.array(weights)).sum(axis=-1)
 
 
 WEIGHTED = Metric("weighted", weighted)

@@ -3,7 +3,7 @@
 import numpy as np
 import plain_loops
 import pytest
-from plain_loops import HOUSES
+from plain_loops import HOUSES, weighted
 from tiny_models import in_dtype, off, tiny, tiny_llama, to_numpy, tokens
 
 from mlxroles import engine
@@ -17,12 +17,6 @@ from mlxroles.probes import targets_from_ids
 LENGTH = 5
 ODDS = metric("log_odds", targets_from_ids([5]))
 NAMES = ("llama", "qwen3", "gemma2", "gpt_neox")
-
-
-def weighted(logits):
-    """A metric in which no logit's rounding is larger than the effects."""
-    weights = np.random.default_rng(7).standard_normal(logits.shape[-1]).astype(np.float32)
-    return (logits[:, 0] * mx.array(weights)).sum(axis=-1)
 
 
 WEIGHTED = Metric("weighted", weighted)

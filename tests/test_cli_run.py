@@ -344,6 +344,9 @@ def test_a_file_that_is_none_is_one_line(call, write):
     write("")
     assert "no experiment file none.toml" in refused(call("run", "none.toml"))
     assert "no experiment file -" in refused(call("run", "-"))
+    Path("pyproject.toml").touch()
+    assert refused(call("run", "nope.toml")).strip() == "error: no experiment file nope.toml"
+    assert "did you mean 'pyproject.toml'" in refused(call("run", "pyprojct.toml"))
     assert "is a folder" in refused(call("run", "."))
     assert call("run")[0] == 2
 

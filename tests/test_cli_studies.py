@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import stories
 from safetensors.numpy import load_file, save_file
-from stories import TEXT
+from stories import TEXT, without_times
+from zygote import NO_FIGURES
 
 from mlxroles import cli
 from mlxroles.studies import patch_sweep
@@ -529,31 +530,33 @@ def wait_for_cells(folder, count):
     raise AssertionError("the run did not get that far")
 
 
+@pytest.fixture(scope="module")
+def whole_sweep(zygote, shared, tmp_path_factory):
+    """The document of the sweep that nothing stopped."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    command = [*long_sweep(shared / "models"), "whole"]
+    status, out, err = zygote.run(*command, cwd=home, code=NO_FIGURES)
+    assert status == 0, err
+    return json.loads(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_numbers(models, tmp_path, number):
-    process = program(*long_sweep(models), "run", cwd=tmp_path)
+def test_a_stopped_run_goes_on_to_the_same_numbers(models, whole_sweep, zygote, tmp_path, number):
+    # in processes of their own, as a user would: what else this one has loaded may round otherwise
+    command, how = [*long_sweep(models), "run"], {"cwd": tmp_path, "code": NO_FIGURES}
+    child = zygote.start(*command, **how)
     wait_for_cells(tmp_path / "run", 20)
-    process.send_signal(number)
-    out, err = process.communicate()
+    child.send(number)
+    status, err = child.wait(), child.err.read_text()
     assert "Traceback" not in err
     if number == signal.SIGKILL:
-        assert process.returncode == -9
+        assert status == -9
     else:
-        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+        assert status == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "the same command goes on from there" in err.splitlines()[-1]
-        assert json.loads(out)["interrupted"] == number.name
-    # in processes of their own, as a user would: what else this one has loaded may round otherwise
-    resumed = program(*long_sweep(models), "run", cwd=tmp_path)
-    out, err = resumed.communicate()
-    assert resumed.returncode == 0
+        assert json.loads(child.out.read_text())["interrupted"] == number.name
+    status, out, err = zygote.run(*command, **how)
+    assert status == 0
     assert "stored earlier" in err
-    whole, _ = program(*long_sweep(models), "whole", cwd=tmp_path).communicate()
-    assert without_times(json.loads(out)) == without_times(json.loads(whole))
-
-
-def without_times(doc):
-    skipped = ("time_s", "timestamp", "run", "figures", "estimate")
-    if isinstance(doc, dict):
-        return {k: without_times(v) for k, v in doc.items() if k not in skipped}
-    return [without_times(v) for v in doc] if isinstance(doc, list) else doc
+    assert without_times(json.loads(out)) == without_times(whole_sweep)

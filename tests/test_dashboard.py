@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import patch_docs
 import pytest
 from rich.console import Console
+from told import printed
 
 from mlxroles import documents
 from mlxroles.dashboard import final_table, probe_table, run_view, svg, watch
@@ -68,12 +69,6 @@ def fold(view, *events):
 def screen(view, width=80, height=24, memory=None):
     shown = run_view.lines(RunState(view), Look(width, height), memory)
     return "\n".join(line.plain for line in shown)
-
-
-def printed(renderable, width=80):
-    console = Console(file=io.StringIO(), width=width, color_system=None, _environ={})
-    console.print(renderable)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 # ---- state

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.measure import Measurement
 from role_docs import built, candidate, candidates, role_doc, set_track
+from told import printed
 
 from mlxroles.dashboard import (
     candidates_table,
@@ -25,12 +26,6 @@ from mlxroles.report.rows import Grid
 from mlxroles.roles import compare, correlate
 
 HOSTILE = "".join(patch_docs.HOSTILE)
-
-
-def printed(renderable, width=80):
-    console = Console(file=io.StringIO(), width=width, color_system=None, _environ={})
-    console.print(renderable)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 def printed_ascii(renderable, width=80):

@@ -9,6 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 from model_folders import COMMIT, cached
+from told import line
 
 from mlxroles import hub
 from mlxroles.errors import ModelError
@@ -60,12 +61,6 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", made.HfApi)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
     return made
-
-
-def line(error: pytest.ExceptionInfo) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 def test_pull_fetches_what_a_model_is_loaded_from_and_nothing_else(fake):

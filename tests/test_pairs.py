@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from model_folders import COMMIT, cached, index, plain
+from told import line
 
 from mlxroles import pairs, snapshots
 from mlxroles.errors import ModelError, PairError
@@ -27,12 +28,6 @@ def own(tmp_path, monkeypatch):
 def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
-
-
-def line(error: pytest.ExceptionInfo) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 class TestCatalogue:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stories
-from stories import TEXT, TOOL, Plain, softmax
+from stories import TEXT, TOOL, Plain, softmax, without_times
 
 from mlxroles import edits, engine, forward, probes
 from mlxroles.backend import mx
@@ -338,13 +338,6 @@ def test_the_donors_head_reads_the_patched_stream(models, plain, tmp_path):
 def stored(folder):
     """The summary of a run without what differs between two equal runs."""
     return without_times(json.loads((folder / "summary.json").read_text()))
-
-
-def without_times(doc):
-    skipped = ("time_s", "timestamp", "run", "figures", "estimate")
-    if isinstance(doc, dict):
-        return {k: without_times(v) for k, v in doc.items() if k not in skipped}
-    return [without_times(v) for v in doc] if isinstance(doc, list) else doc
 
 
 def test_one_model_at_a_time_gives_the_same_numbers(models, swept, tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import refusal
 from toy_tokenizers import SYSTEM_TEMPLATE, TEMPLATE, TOOLS_TEMPLATE, toy
 
-from mlxroles.errors import PromptError
 from mlxroles.prompts import (
     Message,
     Prompt,
@@ -27,14 +27,6 @@ TALK = Prompt(
     tools_text="TOOLS",
     plain_text="PLAIN",
 )
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(PromptError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert message.isprintable(), message
-    return message
 
 
 class TestRendering:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import refusal
 from toy_tokenizers import TEMPLATE, toy
 
-from mlxroles.errors import PromptError
 from mlxroles.prompts import (
     Message,
     Prompt,
@@ -33,14 +33,6 @@ def write(tmp_path):
         return str(path)
 
     return write
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(PromptError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert message.isprintable(), message
-    return message
 
 
 class TestSources:

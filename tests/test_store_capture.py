@@ -220,7 +220,7 @@ def test_places_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="too long for HDF5"):
         CaptureFile(tmp_path / "c.h5", [RESID], coords=COORDS, attrs={"text": "x" * 70_000})
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
-    with pytest.raises(StoreError, match=r"has 1\.00 kB left"):
+    with pytest.raises(StoreError, match=r"lacks 1\.05 MB \(1\.00 kB left, 1\.05 MB needed\)"):
         CaptureFile(tmp_path / "c.h5", [RESID], coords=COORDS)
     assert not list(tmp_path.iterdir())
 

@@ -27,6 +27,10 @@ SECTIONS = {
     "Studies": {
         "patch": "Which layers carry the difference between base and instruct.",
         "probe": "What a model is about to say: the measures alone.",
+        "ablate": "What heads, values, layers or directions are needed for.",
+        "inject": "Add concepts to the stream: noticed or not, what changes.",
+        "lens": "What each layer would say: logit lens, tuned lens, parts.",
+        "generate": "Text under edits, beside the text without them.",
         "entropy": "How attention spreads on prompts about the model.",
         "pipeline": "The whole role study of one or several families.",
         "compare": "What instruction tuning changed, layer by layer.",

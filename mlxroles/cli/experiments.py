@@ -18,6 +18,9 @@ from mlxroles.text import did_you_mean, safe_text
 KINDS = (
     "patch",
     "probe",
+    "ablate",
+    "inject",
+    "lens",
     "entropy",
     "pipeline",
     "capture",

@@ -106,9 +106,16 @@ def chosen_prompts(given: dict[str, Any]) -> list[Any]:
 
     found = [p for source in given["prompts"] for p in load_prompts(source)]
     for ids in given["prompt_ids"]:
-        is_file = ids.endswith(".npy") or Path(ids).is_file()
+        is_file = ids.endswith(".npy") or _is_file(ids)
         found += load_ids(ids) if is_file else parse_ids(ids)
     return _distinct(found)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a list of ids may be longer than any file's name
+        return False
 
 
 def _distinct(prompts: list[Any]) -> list[Any]:

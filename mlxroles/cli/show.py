@@ -12,9 +12,14 @@ from mlxroles.runs.find import CAPTURE
 from mlxroles.text import format_bytes, safe_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
     from mlxroles.runs.found import Found
 
 _FILES = ("summary.json", "run.h5", CAPTURE, "report.html", "figures")
+_ABLATIONS, _INJECTIONS, _LENSES = ("ablate",), ("inject",), ("lens", "lens-fit")
 
 
 @click.command("show")
@@ -104,10 +109,50 @@ def _tables(result: "Found") -> None:
         columns = ["model", "category", "#prompts"]
         rows = [[r["model"], r["category"], f"{r['done']}/{r['prompts']}"] for r in doc["progress"]]
         print_table("captured so far", columns, rows)
-    elif doc.get("sentence"):
+    elif kind == "entropy" and doc.get("sentence"):
         from mlxroles.dashboard import roles_table
 
         show(roles_table(doc), plain=False)
+    else:
+        _other_tables(doc, kind, str(result.state.path))
+
+
+def _other_tables(doc: dict[str, Any], kind: str, path: str) -> None:
+    """Prints the tables of a kind; of a document that another version wrote, what can be read."""
+    try:
+        for part in _of_kind(doc, kind, path):
+            show(part, plain=False)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        from mlxroles.dashboard import paragraphs
+
+        told = safe_text(f"{type(error).__name__}: {error}", limit=100)
+        note(f"no tables: its summary.json is not as this version writes it ({told})")
+        show(paragraphs([str(doc.get("sentence") or "")]), plain=False)
+
+
+def _of_kind(doc: dict[str, Any], kind: str, path: str) -> "Iterator[RenderableType]":
+    """What ends a run of the kinds that write their own tables; the sentence of any other."""
+    from mlxroles.dashboard import paragraphs
+
+    sentence = doc.get("sentence")
+    if not doc.get("rows") or kind not in (*_ABLATIONS, *_INJECTIONS, *_LENSES):
+        untold = "What it finds is worked out when all of its cells are stored."
+        yield paragraphs([str(sentence) if isinstance(sentence, str) else untold])
+    elif kind in _ABLATIONS:
+        from mlxroles.studies.ablate.results import tables
+
+        yield tables(doc)
+    elif kind in _INJECTIONS:
+        from mlxroles.dashboard.inject_tables import inject_tables
+        from mlxroles.report.inject.wording import lines
+
+        yield inject_tables(doc)
+        yield paragraphs(["", *lines(doc)])
+    else:
+        from mlxroles.dashboard.lens_tables import lens_tables
+        from mlxroles.studies.lens.results import stored_grids
+
+        yield lens_tables(doc, stored_grids(doc | {"run": path}))
 
 
 def _attribution(doc: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mlxroles import notebook
 from mlxroles.anatomy import Anatomy, Block, architecture_of
 from mlxroles.backend import mx, nn
 from mlxroles.errors import ModelError
+from mlxroles.forward import shown
 from mlxroles.ranks import Ranks
 from mlxroles.taps import Namespace, home_namespaces
 
@@ -49,7 +51,7 @@ class Network:
         return self.anatomy.blocks[layer]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """What one forward kept.
 
@@ -79,6 +81,23 @@ class Run:
     def layers(self, site: str) -> list[int]:
         """Layers for which the site was kept: those of the run that have it."""
         return sorted(self.sites[site])
+
+    def __repr__(self) -> str:
+        """Names, shapes, axes and layers of what was kept, an array or site to a line."""
+        found = shown.lines(self.sites, self.logits)
+        told = [
+            f"  {x.name:<16} {x.shape:<20} {x.axes}, {x.dtype}"
+            + (f", layers {x.layers}" if x.layers else "")
+            for x in found
+        ]
+        after = f" after {self.offset} positions" if self.offset else ""
+        return "\n".join([f"Run{after}: {'kept' if told else 'nothing was kept'}", *told])
+
+    def _repr_html_(self) -> str:
+        after = f"A run after {self.offset} positions." if self.offset else "A run."
+        note = 'run["site", layer] is one layer\'s array, run["site"] stacks the layers.'
+        head = ("array", "shape", "axes", "type", "layers")
+        return notebook.table(after, head, shown.lines(self.sites, self.logits), note)
 
 
 class _Unwindowed:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mlx.utils import tree_flatten
 
+from mlxroles import notebook
 from mlxroles.anatomy import examine
 from mlxroles.backend import mx, nn
 from mlxroles.edits import Edit
@@ -16,6 +18,10 @@ from mlxroles.errors import PromptError
 from mlxroles.forward import Network, Prefix, Run, Start, forward, prefix_of
 from mlxroles.models import sharded, weights
 from mlxroles.ranks import Ranks
+from mlxroles.text import format_bytes, safe_text
+
+if TYPE_CHECKING:
+    from mlxroles.models.generate import Generation
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
 """Architectures with a table of positions: beyond its end MLX would read whatever lies there."""
@@ -23,7 +29,7 @@ LEARNED_POSITIONS = ("gpt2", "gpt_bigcode")
 Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | mx.array
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """Any mlx_lm model, run layer by layer; made by ``load`` from a folder or by ``wrap``.
 
@@ -90,6 +96,34 @@ class Model:
     def dtype(self) -> mx.Dtype:
         """Type of the residual stream."""
         return self.network.anatomy.dtype
+
+    def __repr__(self) -> str:
+        """Name, architecture and sizes on one line."""
+        facts = ", ".join(f"{name} {value}" for name, value in self._sizes())
+        return f"Model {safe_text(self.name, limit=80)} ({self.architecture}): {facts}"
+
+    def _repr_html_(self) -> str:
+        notes = [("warning", text) for text in self.warnings]
+        notes += [("put right", text) for text in self.repairs]
+        for what in (self.network.anatomy.refused, self.network.anatomy.stateful):
+            notes += [("note", what)] if what else []
+        caption = f"{self.name} ({self.architecture})"
+        return notebook.table(caption, (), [*self._sizes(), *notes])
+
+    def _sizes(self) -> list[tuple[str, str]]:
+        """What the model is made of, as text."""
+        heads = f"{self.n_heads} of {self.d_head}" if self.n_heads else "0"
+        grouped = self.n_heads and self.n_kv_heads != self.n_heads
+        found: Any = tree_flatten(self.module.parameters())
+        size = format_bytes(sum(weight.nbytes for _, weight in found))
+        return [
+            ("layers", str(self.n_layers)),
+            ("heads", f"{heads} ({self.n_kv_heads} kv)" if grouped else heads),
+            ("d_model", str(self.d_model)),
+            ("vocab", str(self.vocab)),
+            ("stream", str(self.dtype).rsplit(".", 1)[-1]),
+            ("weights", size),
+        ]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -163,6 +197,16 @@ class Model:
         if len({len(row) for row in rows}) > 1:
             raise ValueError("prompts of different lengths cannot share a prefix")
         return prefix_of(self.network, mx.array(rows), edits)
+
+    def generate(self, tokens: Tokens | str, **how: Any) -> "Generation":
+        """The text that the model goes on with, under edits if there are any.
+
+        ``how`` and errors are those of ``models.generate.generate``: edits, prompt_edits,
+        generated_edits, max_tokens, temperature, top_p, seed, stop, logprobs.
+        """
+        from mlxroles.models.generate import generate
+
+        return generate(self, tokens, **how)
 
     def embed(self, tokens: Tokens) -> mx.array:
         """The stream that enters block 0 [batch, position, d_model], scaled as the model does."""

@@ -18,7 +18,7 @@ from mlxroles.text import did_you_mean, safe_text
 
 _ABOUT = ("name", "description", "source", "license", "strings", "headline")
 _CONVERSATION = (*_ABOUT, "messages", "tools_text", "plain_text", "separator", "tools", "category")
-_ENTRY = ("id", "text", "prompt", "messages", "ids", "category")
+_ENTRY = ("id", "text", "prompt", "messages", "ids", "category", "tools_text", "plain_text")
 _COLUMNS = ("id", "text", "prompt", "messages", "category")
 _SHAPES = (
     "a conversation {messages: [{role, content}, ...]}, a list of texts, a list of {text, id, "
@@ -181,6 +181,8 @@ def _entry(fields: Any, named: str, index: int, shared: Mapping[str, Any] | None
         messages=messages,
         ids=ids,
         category=_string(fields, "category", where),
+        tools_text=_string(fields, "tools_text", where),
+        plain_text=_string(fields, "plain_text", where),
         **(shared or {}),
     )
 

@@ -23,6 +23,33 @@ _AXES = {
     "entropy": ("layer", "head", "query", "near"),
     "edges": ("source", "target"),
 }
+_ABLATE = {
+    "redundancy": {
+        "kl": ("comparison",),
+        "top1_changed": ("comparison",),
+        "random_moved": ("set", "layer"),
+        "": ("comparison", "layer"),
+    },
+    "offsets": {
+        "heads_nip": ("layer",),
+        "heads_cosine": ("layer",),
+        "moved": ("set", "layer", "offset"),
+        "": ("curve", "layer", "offset"),
+    },
+    "patterns": {
+        "pattern": ("state", "layer", "head", "offset"),
+        "moved": ("set", "layer", "head"),
+        "shift": ("set", "layer", "offset"),
+    },
+    "compare": {
+        "random_kl": ("set",),
+        "random_changed": ("set",),
+        "": ("condition", "rank"),
+    },
+}
+"""Axes of the arrays of a test at single positions, by its name; "" for all others."""
+_LISTED = ("layer", "comparison", "curve", "condition", "offset")
+"""Axes along which the identity says what stands, in the plural."""
 _KV = ("k", "v")
 _IN_ROWS = ("kind", "estimate", "exact")
 """What a row of an attribution's exact runs says of its place, beside where that is."""
@@ -109,13 +136,13 @@ def source(path: Path) -> Source:
 def _row(folder: RunFolder, kind: str, record: Record) -> Row:
     return Row(
         record.id,
-        named(folder, kind, record),
+        named(folder, record),
         tuple(numbers(record.values)),
         partial(_arrays, folder, kind, record),
     )
 
 
-def named(folder: RunFolder, kind: str, record: Record) -> dict[str, str | int]:
+def named(folder: RunFolder, record: Record) -> dict[str, str | int]:
     """The coordinates of a cell, its prompt by name; those that are None are left out.
 
     Raises:
@@ -131,7 +158,7 @@ def named(folder: RunFolder, kind: str, record: Record) -> dict[str, str | int]:
         try:
             identity: Any = folder.manifest["identity"]
             listed = identity["prompts"]
-            listed = listed[found["variant"]] if kind == "probe" else listed
+            listed = listed[found["variant"]] if isinstance(listed, Mapping) else listed
             found["prompt"] = str(listed[found["prompt"]][0])
         except (KeyError, IndexError, TypeError):
             raise IntegrityError(
@@ -187,15 +214,16 @@ def _plain(value: Any) -> str | int:
 
 def _arrays(folder: RunFolder, kind: str, record: Record) -> Iterator[Array]:
     found = folder.arrays(record.id)
+    identity: Any = folder.manifest.get("identity") or {}
     for name in sorted(found):  # a file gives them in any order
         data = found.pop(name)
-        axes = axes_of(kind, name, data.ndim)
+        axes = axes_of(kind, name, data.ndim, test=str(identity.get("test")))
         labels = [range(size) for size in data.shape]
         yield Array(name, axes, tuple(_labels(folder, record, axes, labels)), data)
 
 
-def axes_of(kind: str, name: str, n_axes: int) -> tuple[str, ...]:
-    """Names of the axes of a cell's array."""
+def axes_of(kind: str, name: str, n_axes: int, *, test: str = "") -> tuple[str, ...]:
+    """Names of the axes of a cell's array; ``test`` is that of an ablation."""
     if kind == "entropy":
         known: tuple[str, ...] = _AXES["entropy"][:n_axes]
     elif name == "edges":
@@ -203,6 +231,9 @@ def axes_of(kind: str, name: str, n_axes: int) -> tuple[str, ...]:
     elif kind == "attribution":
         heads = () if n_axes == 2 else ("kv_head",) if name in _KV else ("head",)
         known = ("layer", *heads, "position")
+    elif kind == "ablate":
+        axes = _ABLATE.get(test, {})
+        known = axes.get(name, axes.get("", ()))[:n_axes]
     else:
         known = ()
     return known if len(known) == n_axes else tuple(f"axis_{n}" for n in range(n_axes))
@@ -214,7 +245,7 @@ def _labels(
     identity: Any = folder.manifest.get("identity") or {}
     ends: Any = {"source": record.values.get("sources"), "target": record.values.get("targets")}
     for axis, size in zip(axes, sizes, strict=True):
-        listed = identity.get("layers") if axis == "layer" else ends.get(axis)
+        listed = identity.get(f"{axis}s") if axis in _LISTED else ends.get(axis)
         if isinstance(listed, list) and len(listed) == len(size):
             yield [_plain(one) for one in listed]
         else:

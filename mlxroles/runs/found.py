@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlxroles.errors import IntegrityError, StoreError
+from mlxroles.errors import IntegrityError
 from mlxroles.runs.state import FINISHED, State, state_of
 from mlxroles.store.files import shown
 from mlxroles.store.folder import JOURNAL, RunFolder
@@ -42,10 +42,9 @@ def found(path: Path) -> Found:
     if state.kind == "capture":
         return Found(captured(path, state), "capture", state)
     again = _AGAIN.get(state.kind)
-    if again is None:
-        if doc:
-            return Found(doc, "summary", state)
-        raise StoreError(f"{shown(path)} is a run of '{state.kind}', of which nothing is shown yet")
+    if again is None and doc:
+        return Found(doc, "summary", state)
+    again = again or _counted
     folder = RunFolder.read(path)
     try:
         return Found(again(folder, doc), "journal", state)
@@ -115,6 +114,12 @@ def _entropy(folder: RunFolder, _: Doc) -> Doc:
             for name, done in by_category.items()
         ]
     return {"schema": "mlxroles/entropy/1", **common(folder), "progress": rows}
+
+
+def _counted(folder: RunFolder, _: Doc) -> Doc:
+    """A run whose cells mean something only together: how many there are says its state."""
+    kind = str(folder.manifest["identity"]["kind"])  # ty: ignore[not-subscriptable]
+    return {"schema": f"mlxroles/{kind}/1", **common(folder), "rows": [], "sentence": None}
 
 
 def common(folder: RunFolder) -> Doc:

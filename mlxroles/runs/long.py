@@ -10,12 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mlxroles.errors import SpecError
 from mlxroles.runs.cells import Array, Row, Source
+from mlxroles.text import guarded
 
 if TYPE_CHECKING:
     import numpy as np
 
-_RISKY = ("=", "+", "-", "@", "\t", "\r")
-"""With these a spreadsheet takes a text for a formula."""
 _PART = 50_000
 """Lines that are in memory at once."""
 
@@ -71,11 +70,6 @@ def _number(data: "np.ndarray", index: tuple[int, ...]) -> float | int:
     value = data[index].item()
     # The shortest decimal that is this 32-bit number, not the 64-bit one nearest to it.
     return float(str(data[index])) if data.dtype.kind == "f" and data.itemsize < 8 else value
-
-
-def guarded(text: str) -> str:
-    """The text with an apostrophe before what a spreadsheet would run as a formula."""
-    return f"'{text}" if text.startswith(_RISKY) else text
 
 
 def write_csv(source: Source, file: IO[bytes], _: str) -> dict[str, Any]:

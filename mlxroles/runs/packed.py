@@ -81,6 +81,9 @@ def _cell(
 ) -> None:
     columns, places = file
     coords = _coords(folder, kind, record)
+    known, number = places.get("prompt", {}), str(record.coords.get("prompt"))
+    if coords.get("prompt") not in known and number in known:
+        coords["prompt"] = number  # a file that counts its prompts
     for name, value in _values(folder, record, coords):
         column = columns.get(name)
         if column is None or column.data.dtype.kind != "f":
@@ -117,7 +120,7 @@ def _differ(result: Compared, record: Record, words: str, count: int = 1) -> Non
 
 def _coords(folder: RunFolder, kind: str, record: Record) -> dict[str, str]:
     """Coordinates as the packed file names them."""
-    found = {axis: str(value) for axis, value in named(folder, kind, record).items()}
+    found = {axis: str(value) for axis, value in named(folder, record).items()}
     if kind == "patch":
         if "baseline" in found:
             return {"prompt": found["prompt"], "model": found["baseline"]}

@@ -19,8 +19,8 @@ def shown_path(path: Path) -> str:
     return safe_text(str(path), limit=200)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The content of an experiment file.
+def load(path: Path, what: str = "experiment file") -> dict[str, Any]:
+    """The content of an experiment file, or of ``what`` messages call it.
 
     Raises:
         SpecError: it cannot be read, or is not TOML; with the line.
@@ -28,14 +28,14 @@ def load(path: Path) -> dict[str, Any]:
     shown = shown_path(path)
     try:
         if path.is_dir():
-            raise SpecError(f"{shown} is a folder; name an experiment file in it")
+            raise SpecError(f"{shown} is a folder; name an {what} in it")
         if not path.exists():
             near = did_you_mean(path.name, _beside(path))
-            raise SpecError(f"no experiment file {shown}{near}")
+            raise SpecError(f"no {what} {shown}{near}")
         if not path.is_file():
-            raise SpecError(f"{shown} is not a regular file; name an experiment file (.toml)")
+            raise SpecError(f"{shown} is not a regular file; name an {what} (.toml)")
         if path.stat().st_size > MOST_BYTES:
-            raise SpecError(f"{shown} is larger than 1 MB: that is no experiment file")
+            raise SpecError(f"{shown} is larger than 1 MB: that is no {what}")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{shown} is not UTF-8: byte {error.start} cannot be read") from None
@@ -47,15 +47,18 @@ def load(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise SpecError(_syntax(shown, str(error), text)) from None
     except RecursionError:
-        raise SpecError(f"{shown} is nested too deeply to be an experiment file") from None
+        raise SpecError(f"{shown} is nested too deeply to be an {what}") from None
 
 
 def _beside(path: Path) -> list[str]:
-    """Names of the experiment files in the folder of one that is not there."""
+    """Files in the folder of one that is not there, as far as more than the ending is alike."""
     try:
-        return [other.name for other in path.parent.glob("*.toml")]
+        there = [
+            other for other in path.parent.glob("*.toml") if did_you_mean(path.stem, [other.stem])
+        ]
     except OSError:
         return []
+    return [other.name for other in there]
 
 
 def _syntax(shown: str, message: str, text: str) -> str:

@@ -13,7 +13,10 @@ from mlxroles.store.files import make_folder, plain_errors, shown, write_atomic,
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.manifest import MANIFEST
 from mlxroles.store.summary import SUMMARY, read_summary
+from mlxroles.studies.ablate import results as ablate_results
 from mlxroles.studies.attribution import results as attribution_results
+from mlxroles.studies.inject import results as inject_results
+from mlxroles.studies.lens import results as lens_results
 from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
 
 
@@ -46,6 +49,17 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
             doc = _summary(path)
             attribution_results.write(path, doc)
             return doc, path / PAGE
+        if kind == "ablate":
+            doc = _summary(path)
+            ablate_results.write(path, doc)
+            return doc, path / PAGE
+        if kind == "inject":
+            doc = _summary(path)
+            inject_results.write(path, doc)
+            return doc, path / PAGE
+        if kind in lens_results.KINDS:
+            doc = _summary(path)
+            return doc, lens_results.again(folder, doc)
         if kind != "patch":
             raise StoreError(f"{shown(path)} is a run of `{kind}`, which has no report")
         doc = _summary(path)

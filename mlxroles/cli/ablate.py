@@ -1,0 +1,169 @@
+"""`mlxroles ablate`: what a model says without some of its parts."""
+
+from typing import Any
+
+import click
+
+from mlxroles.cli.dry_run import show_plan
+from mlxroles.cli.inputs import (
+    loading,
+    measured_options,
+    model_options,
+    prompt_options,
+    two_model_options,
+)
+from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.output import print_json, print_time
+from mlxroles.cli.results import (
+    drift_option,
+    exit_status,
+    open_report,
+    place,
+    say_time,
+    show,
+    show_files,
+)
+from mlxroles.text import format_bytes
+
+POSITION_TESTS = ("redundancy", "offsets", "patterns", "compare")
+"""Tests at single positions t; the others are about whole prompts."""
+TESTS = ("effects", "joint", *POSITION_TESTS)
+METHODS = ("zero", "scale", "mean", "resample")
+
+
+@click.command("ablate")
+@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
+@pair_options
+@click.option(
+    "--test",
+    type=click.Choice(TESTS),
+    default="effects",
+    show_default=True,
+    help="effects: every ablation by itself. joint: growing sets of heads beside the sum of each. "
+    "At single positions t: redundancy (heads and the values at t - 1), offsets, patterns, "
+    "compare (an HTML page of predictions).",
+)
+@click.option(
+    "--heads",
+    metavar="L5H8,L6H1|each|induction|FILE",
+    help="Heads by name; each head of the model; the induction circuit, found by scores; or the "
+    "first --top of a table of candidates (.csv or run).  [default: each]",
+)
+@click.option(
+    "--values",
+    metavar="1|1,2|all",
+    help="Instead of heads' outputs the values at t - 1 (t - 1 and t - 2, all) of their key-value "
+    "heads, or of whole --layers.",
+)
+@click.option("--sites", metavar="attn_out,mlp_out", help="Whole outputs of --layers.")
+@click.option(
+    "--direction",
+    metavar="FILE#NAME",
+    help="A vector, projected out of the stream after --layers, or after all of them.",
+)
+@click.option("--layers", metavar="A-B|A,B|A", help="With --values, --sites or --direction.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="zero",
+    show_default=True,
+    help="What is put in: zeros, a multiple, the mean over --reference, another prompt's.",
+)
+@click.option(
+    "--factors", metavar="1,.5,0", help="With --method scale: multiples.  [default: 1,.5,0]"
+)
+@click.option(
+    "--reference",
+    multiple=True,
+    metavar="TEXT|FILE|NAME",
+    help="With mean and resample: where values come from.  [default: the prompts themselves]",
+)
+@click.option(
+    "--positions",
+    metavar="all|last|A-B",
+    help="Where; for the tests at single positions, each t.  [default: all; there, drawn ones]",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=8, show_default=True,
+    help="Pairs of heads, or heads of a table, at most.",
+)  # fmt: skip
+@click.option(
+    "--random",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Random sets of as many heads in the same layers, for each ablation.",
+)
+@prompt_options
+@measured_options
+@two_model_options
+@click.option("--open", "opens", is_flag=True, help="Show the report in the browser.")
+@model_options
+@drift_option
+@run_options
+def command(**given: Any) -> int:
+    """Take heads, values, outputs or directions out and see what changes.
+
+    KL, top-1 and logit changes, loss, attention outputs and entropies of later layers, at the
+    positions that can change, each ablation beside random sets of heads. Where no prompt is given,
+    heads are ablated on random tokens that repeat once, and what counts is how much less the
+    repetition helps; outputs and directions on the packaged conversation notepad.
+
+    \b
+    Examples:
+      mlxroles ablate --pair tiny --heads induction
+      mlxroles ablate --model DIR --heads L5H8,L6H1 --prompt "TEXT" --positions last
+      mlxroles ablate --pair tiny --direction vectors.h5#tools
+      mlxroles ablate --pair tiny --heads L1H4,L2H7 --test redundancy
+    """  # noqa: D301
+    if given["model_ref"] is not None and (
+        given["pair_name"] or given["base"] or given["instruct"]
+    ):
+        raise click.UsageError("--model and a pair exclude each other")
+    pair = None
+    if given["model_ref"] is None:
+        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+    from mlxroles.cli.ablate_study import planned
+    from mlxroles.studies.subject import Subject, fitting
+
+    if pair is None:
+        subject = Subject.of_model(given["model_ref"], **loading(given))
+    else:
+        subject = Subject.of_pair(pair, **loading(given))
+    subject.resident = given["resident"] or fitting(subject)
+    study = planned(subject, given)
+    if given["dry_run"]:
+        return show_plan(study, _plan_lines, as_json=given["as_json"])
+    return _run(study, given)
+
+
+def _plan_lines(plan: dict[str, Any]) -> None:
+    click.echo(plan["title"])
+    click.echo(f"run id        {plan['run_id']}")
+    runs = f"{plan['cells']} on {len(plan['prompts'])} prompts"
+    if "ablations" in plan:
+        runs += f": {plan['ablations']} ablations, {plan['random']} random sets"
+    click.echo(f"cells         {runs}")
+    click.echo(f"layer calls   {plan['layer_calls']}")
+    click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)
+
+
+def _run(study: Any, given: dict[str, Any]) -> int:
+    from pathlib import Path
+
+    from mlxroles.cli.progress import progress
+    from mlxroles.studies.ablate.results import tables, write
+
+    with progress(plain=given["plain"]) as emit:
+        doc, finished = study.run(emit, place(given))
+        files = write(Path(doc["run"]), doc)
+    if given["as_json"]:
+        print_json(doc)
+    else:
+        show(tables(doc), plain=given["plain"])
+        show_files(doc["run"], *files)
+    open_report(doc["run"], given)
+    say_time(doc)
+    return exit_status(finished, given)

@@ -1,0 +1,197 @@
+"""`mlxroles lens`: what every layer would say."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxroles.cli.dry_run import show_plan
+from mlxroles.cli.inputs import (
+    chosen_prompts,
+    loading,
+    measured_options,
+    model_options,
+    prompt_options,
+    two_model_options,
+)
+from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.output import print_json, print_time
+from mlxroles.cli.results import (
+    drift_option,
+    exit_status,
+    open_report,
+    place,
+    say_time,
+    show,
+    show_files,
+)
+from mlxroles.text import format_bytes
+
+TAIL = "last 64"
+SITES = ("resid_post", "resid_pre", "resid_mid", "attn_out", "mlp_out")
+
+
+@click.command("lens")
+@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
+@pair_options
+@prompt_options
+@measured_options
+@click.option(
+    "--site",
+    type=click.Choice(SITES),
+    default="resid_post",
+    show_default=True,
+    help="What is read: the stream, or what a part writes to it.",
+)
+@click.option(
+    "--positions",
+    default=TAIL,
+    show_default=True,
+    metavar="all|last|3-7,-1",
+    help="Positions of the prompt that are read; the table is on the last of them.",
+)
+@click.option("--no-tools", is_flag=True, help="Also read the prompt without the tools it offers.")
+@click.option(
+    "--edits",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also read the run under these edits, a TOML file.",
+)
+@click.option(
+    "--tuned",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Also read through a tuned lens: its file, or the run that fitted it.",
+)
+@click.option(
+    "--parts",
+    is_flag=True,
+    help="Also say what each head and MLP adds to the string's logit (direct attribution).",
+)
+@click.option(
+    "--fit",
+    is_flag=True,
+    help="Fit a tuned lens on the prompts as texts.  [default texts: the packaged roles]",
+)
+@two_model_options
+@model_options
+@drift_option
+@click.option("--open", "opens", is_flag=True, help="Show the report in the browser at the end.")
+@run_options
+def command(**given: Any) -> int:
+    """Read what a model would say if it ended at an earlier layer.
+
+    Each layer's stream goes through the model's own final norm and head: the likeliest token at
+    every position, and how the followed string rises: log-odds, rank, entropy, distance from the
+    model's own answer. Two --tokens are set against each other (Yes against No). With --fit an
+    affine map per layer is trained that makes the reading truer, with its gain on held-out text.
+
+    \b
+    Examples:
+      mlxroles lens --pair tiny --no-tools
+      mlxroles lens --model DIR --prompt "Is ice cold?" --tokens " Yes" --tokens " No"
+      mlxroles lens --pair tiny --fit --prompt texts.txt
+      mlxroles lens --pair tiny --tuned results/lens-fit_tiny/RUN --open
+    """  # noqa: D301
+    named = given["pair_name"] or given["base"] or given["instruct"]
+    if given["model_ref"] is not None and named:
+        raise click.UsageError("--model and a pair exclude each other")
+    study = _fit(given) if given["fit"] else _reading(given)
+    if given["dry_run"]:
+        return show_plan(study, _plan_lines, as_json=given["as_json"])
+    return _run(study, given)
+
+
+def _subject(given: dict[str, Any]) -> Any:
+    """The model or pair that the options name."""
+    from mlxroles.studies.subject import Subject, fitting
+
+    if given["model_ref"] is not None:
+        subject = Subject.of_model(given["model_ref"], **loading(given))
+    else:
+        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+        subject = Subject.of_pair(pair, **loading(given))
+    subject.resident = given["resident"] or fitting(subject)
+    return subject
+
+
+def _reading(given: dict[str, Any]) -> Any:
+    """The study that reads prompts."""
+    from mlxroles.prompts import load_prompts
+    from mlxroles.studies.inputs import DEFAULT_PROMPT
+    from mlxroles.studies.lens.positions import Where
+    from mlxroles.studies.lens.reading import LensStudy, View
+    from mlxroles.studies.probe import variants
+
+    view = View(
+        given["site"], Where(given["positions"]), given["tuned"], given["edits"], given["parts"]
+    )
+    return LensStudy(
+        _subject(given),
+        chosen_prompts(given) or load_prompts(DEFAULT_PROMPT),
+        variants(no_tools=given["no_tools"], system=None),
+        view,
+        strings=given["strings"],
+        token_ids=given["token_ids"],
+        seed=given["seed"],
+    )
+
+
+def _fit(given: dict[str, Any]) -> Any:
+    """The study that fits a tuned lens.
+
+    Raises:
+        click.UsageError: an option that only a reading has.
+    """
+    only = {"tuned": "--tuned", "edits": "--edits", "parts": "--parts", "no_tools": "--no-tools"}
+    only |= {"strings": "--tokens", "token_ids": "--token-ids"}
+    wrong = [word for name, word in only.items() if given[name]]
+    wrong += ["--positions"] * (given["positions"] != TAIL)
+    if wrong:
+        raise click.UsageError(f"--fit trains on texts and takes no {wrong[0]}; leave one out")
+    from mlxroles.prompts import load_prompts
+    from mlxroles.studies.lens.fitting import DEFAULT_TEXTS, LensFit
+
+    prompts = chosen_prompts(given) or load_prompts(DEFAULT_TEXTS)
+    return LensFit(_subject(given), prompts, site=given["site"], seed=given["seed"])
+
+
+def _plan_lines(plan: dict[str, Any]) -> None:
+    click.echo(plan["title"])
+    click.echo(f"run id        {plan['run_id']}")
+    if "held_out" in plan:
+        texts = f"{len(plan['prompts'])} texts, {plan['held_out']} of them held out"
+    else:
+        texts = f"{len(plan['prompts'])} prompts and variants"
+    click.echo(f"cells         {plan['cells']}, on {texts}")
+    click.echo(f"layer calls   {plan['layer_calls']}")
+    click.echo(f"weights       {format_bytes(plan['weights_bytes'])} on disk")
+    click.echo(f"disk          about {format_bytes(plan['disk_bytes'])}")
+    print_time(plan)
+
+
+def _run(study: Any, given: dict[str, Any]) -> int:
+    from mlxroles.cli.progress import progress
+
+    with progress(plain=given["plain"]) as emit:
+        doc, finished = study.run(emit, place(given))
+    if given["as_json"]:
+        print_json(doc)
+    else:
+        _show(doc, given)
+    say_time(doc)
+    if not given["as_json"]:
+        open_report(doc["run"], given)
+    return exit_status(finished, given)
+
+
+def _show(doc: dict[str, Any], given: dict[str, Any]) -> None:
+    """Prints the tables and the paths."""
+    from mlxroles.dashboard.lens_tables import lens_tables
+    from mlxroles.studies.lens import results
+
+    grids = results.stored_grids(doc)
+    show(lens_tables(doc, grids), plain=given["plain"])
+    for path in (doc.get("files") or {}).values():
+        click.echo(path)
+    show_files(doc["run"], "summary.json", results.TABLE, "run.h5", "report.html", "figures")

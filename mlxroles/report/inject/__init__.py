@@ -1,0 +1,6 @@
+"""Reports of an injection document: the finding in words, tables of numbers, the page."""
+
+from mlxroles.report.inject.page import html
+from mlxroles.report.inject.wording import sentence
+
+__all__ = ["html", "sentence"]

@@ -1,0 +1,244 @@
+"""The computing half of the effects of ablations: cells in, numbers out.
+
+Heads that are found by their scores are chosen here, once a model is loaded, from random ids that
+are not those on which effects are measured; random sets are drawn here too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from mlxroles.errors import ModelError
+from mlxroles.events import Cell
+from mlxroles.head_scores import MARKED, HeadScores, head_scores
+from mlxroles.heads import head_name
+from mlxroles.probes import Targets
+from mlxroles.runner import Result
+from mlxroles.studies.ablate.ablation import Ablation, Head
+from mlxroles.studies.ablate.conditions import random_sets
+from mlxroles.studies.ablate.how import How, Method
+from mlxroles.studies.ablate.prompts import SCORED, repeats
+from mlxroles.studies.ablate.runs import Runs
+from mlxroles.studies.encoded import Encoded
+from mlxroles.studies.subject import Subject
+
+RANDOM = 20
+"""Random sets per ablation by default."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the ablations are made and held against chance."""
+
+    test: Literal["effects", "joint"] = "effects"
+    method: Method = "zero"
+    factors: tuple[float, ...] = ()
+    """Of ``scale``; the random sets are made with the one that is farthest from 1."""
+    positions: str = "all"
+    random: int = RANDOM
+    seed: int = 0
+    directions: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Layer -> direction [d_model], for an ablation of directions."""
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Factors of the ablations: one, 0, but for ``scale``."""
+        return self.factors if self.method == "scale" else (0.0,)
+
+    @property
+    def strongest(self) -> float:
+        """The factor that is farthest from 1."""
+        return max(self.steps, key=lambda factor: abs(factor - 1))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    cells: tuple[Cell, ...]
+    group: int
+
+
+@dataclass
+class _Side:
+    """What is known of a model while its cells are computed."""
+
+    runs: Runs
+    scores: HeadScores | None
+
+
+class AblateWork:
+    """Computes the cells of a study.
+
+    Args:
+        subject: One model or a pair.
+        prompts: As ids.
+        ablations: By key.
+        options: How.
+        targets: What is measured after the last token of each prompt, or None.
+        reference: Other prompts, and for each prompt which of them it is resampled from.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Sequence[Encoded],
+        ablations: Mapping[str, Ablation],
+        options: Options,
+        *,
+        targets: Targets | None,
+        reference: tuple[Sequence[Encoded], Sequence[int]],
+    ) -> None:
+        self.subject, self.prompts, self.options = subject, prompts, options
+        self.by_key, self.targets, self.reference = ablations, targets, reference
+        self._sides: dict[str, _Side] = {}
+        self._n_tokens = sum(prompt.n_tokens for prompt in prompts)
+
+    def batches(self, pending: Sequence[Cell]) -> list[_Batch]:
+        """One batch per cell, model by model."""
+        order = list(self.subject.sides)
+        return [_Batch((cell,), order.index(cell.coords["model"])) for cell in pending]
+
+    def prepare(self, batches: Sequence[_Batch]) -> Iterator[None]:
+        """Loads the model of a group, and finds its heads where they are found by their scores.
+
+        Raises:
+            ModelError: there are none.
+        """
+        name = batches[0].cells[0].coords["model"]
+        self._sides = {name: kept} if (kept := self._sides.get(name)) else {}
+        model = self.subject.model(name)
+        yield
+        if name in self._sides:
+            return
+        runs = Runs(
+            model,
+            self.prompts,
+            self.options.positions,
+            self.targets,
+            tokenizer=None if self.targets is None else self.subject.tokenizer,
+            reference=self.reference,
+        )
+        self.subject.notes += [f"{name}: {note}" for note in runs.notes]
+        wanted = runs.is_repeated or any(ablation.slots for ablation in self.by_key.values())
+        scores = None
+        if wanted:
+            scored = repeats(self.subject, seed=self.options.seed, stream=SCORED)
+            scores = head_scores(model, [prompt.ids for prompt in scored])
+        if any(ablation.slots for ablation in self.by_key.values()):
+            self._refuse_none(name, scores)
+        self._sides[name] = _Side(runs, scores)
+
+    def _refuse_none(self, name: str, scores: HeadScores | None) -> None:
+        assert scores is not None
+        place = self.subject.sides[name].folder.name
+        who = place if len(self.subject.sides) == 1 else f"{name} ({place})"
+        for kind, word in (("induction", "induction"), ("previous", "previous-token")):
+            ranked = scores.ranked(kind)
+            if not scores.marked(kind):
+                best = ""
+                if ranked:
+                    value = scores.means(kind)[ranked[0]]
+                    best = f": the best, {head_name(*ranked[0])}, scores {value:.2f}"
+                raise ModelError(
+                    f"{who} has no {word} head on repeated random tokens{best} (one scores above "
+                    f"{MARKED}); name heads with --heads"
+                )
+
+    def compute(self, batch: _Batch) -> Iterator[Result]:
+        """One ablation on all prompts."""
+        cell = batch.cells[0]
+        c, side = cell.coords, self._sides[cell.coords["model"]]
+        if c["what"] == "baseline":
+            yield self._baseline(cell, side)
+            return
+        ablation = self._resolved(self.by_key[c["what"]], side)
+        if ablation is None:
+            yield Result(cell, {"skipped": "there are no more heads of that kind"})
+            return
+        missing = self._missing(ablation, side)
+        if missing:
+            yield Result(cell, {"skipped": missing})
+            return
+        how = How(self.options.method, float(c.get("factor", 0.0)))
+        if "random" in c:
+            yield self._random(cell, side, ablation, how)
+            return
+        found = side.runs.measure(ablation, how, directions=self.options.directions)
+        values: dict[str, Any] = {"heads": [list(at) for at in ablation.heads]}
+        values |= {name: float(np.nanmean(row)) for name, row in found.measures.items()}
+        arrays = dict(found.measures)
+        if found.entropy is not None:
+            arrays["entropy_change"] = found.entropy
+        yield Result(cell, values, arrays, tokens=self._n_tokens)
+
+    def _baseline(self, cell: Cell, side: _Side) -> Result:
+        found = side.runs.baseline()
+        values = {name: float(np.nanmean(row)) for name, row in found.items()}
+        arrays = dict(found)
+        if side.scores is not None:
+            names = ("previous", "induction")
+            arrays |= {f"score_{name}": side.scores.means(name) for name in names}
+        return Result(cell, values, arrays, tokens=self._n_tokens)
+
+    def _random(self, cell: Cell, side: _Side, ablation: Ablation, how: How) -> Result:
+        """A random set in an ablation's place, or a random direction."""
+        n = int(cell.coords["random"])
+        if ablation.kind == "direction":
+            found = side.runs.measure(
+                ablation, how, directions=self._random_directions(n), is_watched=False
+            )
+        else:
+            sets = self._sets(side, ablation)
+            if n >= len(sets):
+                return Result(cell, {"skipped": "there are no more sets of that kind"})
+            drawn = replace(ablation, heads=sets[n])
+            found = side.runs.measure(drawn, how, is_watched=False)
+        values: dict[str, Any] = {}
+        if ablation.kind != "direction":
+            values["heads"] = [list(at) for at in sets[n]]
+        values |= {name: float(np.nanmean(row)) for name, row in found.measures.items()}
+        return Result(cell, values, tokens=self._n_tokens)
+
+    def _random_directions(self, n: int) -> dict[int, np.ndarray]:
+        """Random directions: one for all layers where the given one is the same in all."""
+        given = self.options.directions
+        arrays = list(given.values())
+        same = all(np.array_equal(arrays[0], other) for other in arrays)
+        rng = np.random.default_rng([self.options.seed, n])
+        drawn = {i: rng.standard_normal(a.shape, dtype=np.float32) for i, a in given.items()}
+        return dict.fromkeys(drawn, next(iter(drawn.values()))) if same else drawn
+
+    def _sets(self, side: _Side, ablation: Ablation) -> list[tuple[Head, ...]]:
+        """Different random sets of as many heads in the same layers."""
+        block = side.runs.model.network.block(ablation.heads[0][0])
+        count = (block.kv_heads or block.heads) if ablation.site == "v" else block.heads
+        rng = np.random.default_rng([self.options.seed, *ablation.key.encode()])
+        return random_sets(ablation.heads, count, self.options.random, rng)
+
+    def _resolved(self, ablation: Ablation, side: _Side) -> Ablation | None:
+        """The ablation with its heads; None where a rank is beyond the last one."""
+        if not ablation.slots:
+            return ablation
+        assert side.scores is not None
+        heads: list[Head] = []
+        for kind, rank in ablation.slots:
+            ranked = side.scores.marked(kind)
+            if rank is None:
+                heads += ranked
+            elif rank < len(ranked):
+                heads.append(ranked[rank])
+            else:
+                return None
+        return replace(ablation, heads=tuple(dict.fromkeys(heads)))
+
+    @staticmethod
+    def _missing(ablation: Ablation, side: _Side) -> str:
+        """Why there is nothing to ablate, for heads that the config promised."""
+        blocks = side.runs.model.network.anatomy.blocks
+        for layer, head in ablation.heads:
+            block = blocks[layer]
+            count = (block.kv_heads or block.heads) if ablation.site == "v" else block.heads
+            if head >= count:
+                return f"layer {layer} has {count or 'no'} heads"
+        return ""

@@ -1,0 +1,1 @@
+"""Runs of ``mlxroles lens``: reading prompts through the lens, and fitting a tuned one."""
