@@ -8,8 +8,11 @@ score are set to zero at all positions; so are random sets of as many other head
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mlxroles
 from mlxroles.backend import mx

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import mlxroles
 from mlxroles import direct, lens
 from mlxroles.dashboard.direct_tables import direct_tables

@@ -9,8 +9,11 @@ of the same length are what any push of that size would do.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mlxroles
 from mlxroles import vectors

@@ -14,7 +14,6 @@ A table names a site, where it is edited and what with:
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,27 +29,19 @@ from mlxroles.errors import MlxrolesError, SpecError
 from mlxroles.heads import by_layer, check_head, head_name, parse_heads
 from mlxroles.models.model import Model
 from mlxroles.spec.files import load, shown_path
-from mlxroles.text import did_you_mean, safe_text
+from mlxroles.text import did_you_mean, ranges, safe_text
 from mlxroles.vectors import Vectors, read
-from mlxroles.vectors.vectors import listed
 
 KEYS = (
-    "site",
-    "layers",
-    "heads",
-    "op",
-    "value",
-    "vector",
-    "scale",
-    "vector_layer",
-    "positions",
-    "on",
-)
+    "site", "layers", "heads", "op", "value",
+    "vector", "scale", "vector_layer", "positions", "on",
+)  # fmt: skip
 WHERE = ("both", "prompt", "generated")
 MOST_EDITS = 10_000
 """Edits that a file may stand for, one per layer and table."""
 _SPAN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _KV = ("k", "v")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +58,9 @@ class EditSet:
     """What each table of the file does, in words."""
     digest: str = ""
     """SHA-256 of all that the edits do."""
+    origins: tuple[tuple[str, str], ...] = ()
+    """Each vector, as the file names it, with the ``sha256`` of the model that it was taken from,
+    where that is known."""
 
     @property
     def in_prompt(self) -> tuple[Edit, ...]:
@@ -82,6 +76,8 @@ class _Entry(NamedTuple):
     folder: Path
     model: Model
     n_tokens: int
+    origins: dict[str, str]
+    """What the vectors were taken from, filled as they are read."""
 
 
 def read_edits(path: Path, model: Model, n_tokens: int) -> EditSet:
@@ -101,8 +97,9 @@ def read_edits(path: Path, model: Model, n_tokens: int) -> EditSet:
     shown = shown_path(path)
     found: dict[str, list[Edit]] = {where: [] for where in WHERE}
     lines = []
+    origins: dict[str, str] = {}
     for n, given in enumerate(_tables(load(path, "edit file"), shown), 1):
-        entry = _Entry(given, f"{shown}, edit {n}", path.parent, model, n_tokens)
+        entry = _Entry(given, f"{shown}, edit {n}", path.parent, model, n_tokens, origins)
         try:
             on, edits, line = _made(entry)
         except MlxrolesError as error:
@@ -114,7 +111,7 @@ def read_edits(path: Path, model: Model, n_tokens: int) -> EditSet:
     if sum(map(len, found.values())) > MOST_EDITS:
         raise SpecError(f"{shown} stands for more than {MOST_EDITS} edits")
     kinds = [tuple(found[where]) for where in WHERE]
-    return EditSet(*kinds, tuple(lines), _digest(kinds))
+    return EditSet(*kinds, tuple(lines), _digest(kinds), tuple(origins.items()))
 
 
 def _tables(doc: Mapping[str, Any], shown: str) -> list[Mapping[str, Any]]:
@@ -294,7 +291,10 @@ def _vectors(entry: _Entry, layer: int | None) -> Vectors:
     beside = entry.folder / ref.partition("#")[0]
     with suppress(OSError, ValueError):  # what is no path is refused when it is read
         ref = str(entry.folder / ref) if beside.exists() else ref
-    return read(ref, n_layers=len(network.layers), d_model=network.anatomy.d_model, layer=layer)
+    found = read(ref, n_layers=len(network.layers), d_model=network.anatomy.d_model, layer=layer)
+    if found.model and "sha256" in found.model:
+        entry.origins[entry.given["vector"]] = str(found.model["sha256"])
+    return found
 
 
 # --- where in the text ----------------------------------------------------------------------------
@@ -361,8 +361,8 @@ def _one_of(key: str, value: object, choices: Sequence[str]) -> str:
 def _number(entry: _Entry, key: str, by_default: float) -> float:
     value = entry.given.get(key, by_default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise SpecError(f"{key} must be a finite number, such as {key} = 0.5")
+    if not is_number or not abs(value) <= _LARGEST:
+        raise SpecError(f"{key} must be a finite number that float32 holds, such as {key} = 0.5")
     return float(value)
 
 
@@ -373,7 +373,7 @@ def _is_whole(value: object) -> bool:
 def _spot_told(site: str, places: Mapping[int, tuple[int, ...] | None]) -> str:
     if None in places.values():
         layers = sorted(places)
-        return f"{site} of layer{'s' if len(layers) > 1 else ''} {listed(layers)}"
+        return f"{site} of layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"
     named = [head_name(layer, h) for layer, heads in places.items() for h in heads or ()]
     kind = _kind(site)
     return f"{site} of {kind}{'s' if len(named) > 1 else ''} {', '.join(named)}"
@@ -381,7 +381,7 @@ def _spot_told(site: str, places: Mapping[int, tuple[int, ...] | None]) -> str:
 
 def _when_told(positions: tuple[int, ...] | None, on: str) -> str:
     if positions is not None:
-        return f"at position{'s' if len(positions) > 1 else ''} {listed(positions)} of the prompt"
+        return f"at position{'s' if len(positions) > 1 else ''} {ranges(positions)} of the prompt"
     told = {"both": "everywhere", "prompt": "in the prompt"}
     return told.get(on, "in what is generated")
 

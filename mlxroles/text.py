@@ -90,6 +90,17 @@ def show_token(token: object, *, limit: int | None = None) -> str:
     return safe_text(str(token).replace(" ", "␣"), limit=limit)
 
 
+def ranges(layers: Sequence[int]) -> str:
+    """Numbers in ascending order as ranges: ``0-3, 5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
+
 def guarded(text: str) -> str:
     """The text with an apostrophe before what a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(_RISKY) else text

@@ -15,7 +15,7 @@ from mlxroles.edits import Edit
 from mlxroles.errors import ModelError, PromptError, SpecError
 from mlxroles.models.load import wrap
 from mlxroles.report.ablate import effect_page
-from mlxroles.studies.ablate import ablation, effects
+from mlxroles.studies.ablate import ablation, document, effects
 from mlxroles.studies.ablate.ablation import Sizes
 from mlxroles.studies.ablate.conditions import random_sets
 from mlxroles.studies.ablate.head_list import read_heads
@@ -261,10 +261,8 @@ def test_the_gain_is_the_loss_on_the_same_tokens_twice(llama):
     found = runs.baseline()
     assert found["gain"][0] == pytest.approx(first - second, abs=1e-5)
     assert found["loss_first"][0] == pytest.approx(first, abs=1e-5)
-    assert effects.period(ids) == 4
-    assert (
-        effects.period(ids[:-1]) is effects.period([1, 1]) is effects.period([1, 2, 1, 3]) is None
-    )
+    assert document.repeats(ids)
+    assert not any(map(document.repeats, (ids[:-1], [1, 1], [1, 2, 1, 3])))
 
 
 def test_logits_that_are_not_finite_are_no_measure():
@@ -363,11 +361,12 @@ def test_a_table_of_heads(tmp_path):
 
 def test_random_sets_have_the_layers_and_never_the_set_itself():
     heads = [(1, 0), (1, 3), (2, 2)]
-    sets = random_sets(heads, 4, 20, np.random.default_rng(0))
+    sets = random_sets(heads, {1: 4, 2: 4}, 20, np.random.default_rng(0))
     assert len({*sets}) == len(sets) == 20
-    for drawn in sets:
+    for n, drawn in enumerate(sets):
         assert [layer for layer, _ in drawn] == [1, 1, 2]
         assert {*drawn} != {*heads}
+        assert bool({*drawn} & {*heads}) == (n >= 3), "three have none of the heads"
 
 
 @pytest.mark.parametrize(
@@ -492,6 +491,7 @@ def test_heads_together_beside_the_sum_of_each(call, tmp_path, monkeypatch):
         (["--heads", "L1H1", "--sites", "attn_out"], "--sites and --heads are two ablations"),
         (["--heads", "L1H1", "--layers", "2"], "heads have their own"),
         (["--heads", "L1H1", "--factors", "1"], "--factors goes with --method scale"),
+        (["--heads", ""], "an empty list names no head"),
         (["--test", "joint"], "is about some heads"),
         (["--test", "redundancy", "--heads", "each"], "is about some heads"),
         (["--heads", "L1H1", "--prompt", "a b", "--positions", "0", "--values", "1"], "no token 1"),
@@ -520,12 +520,40 @@ def test_a_plan_loads_no_weights(call, tmp_path, monkeypatch):
     assert not (tmp_path / "results").exists()
 
 
+def test_heads_of_a_run_folder_by_its_name_alone(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "candidates.csv").write_text("rank,layer,head\n1,3,4\n2,0,5\n3,1,1\n")
+    asked = ("ablate", "--pair", "tiny", "--heads", "found", "--top", "2", "--random", "0")
+    status, out, _ = call(*asked, "--dry-run", "--json")
+    assert status == 0
+    assert json.loads(out)["ablations"] == 3
+
+
 def test_a_model_without_induction_heads_stops_there(call, tmp_path, monkeypatch, shared):
     monkeypatch.chdir(tmp_path)
     model = shared / "models" / "stories260K"
     status, _, err = call("ablate", "--model", model, "--heads", "induction", "--plain")
     assert status == 1
     assert "stories260K has no induction head" in err
+
+
+def test_the_circuit_is_found_for_single_positions_too(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("ablate", "--pair", "tiny", "--heads", "induction", "--test", "redundancy")
+    few = ("--random", "2", "--prompt-ids", "5,6,7,8,9,5,6,7", "--positions", "last")
+    status, _, err = call(*asked, *few, "--dry-run")
+    assert status != 0
+    assert "found by running the model" in err
+    assert err.count("\n") == 1
+    status, out, _ = call(*asked, *few, "--json", "--plain")
+    doc = json.loads(out)
+    assert status == 0
+    assert doc["heads"] == [[1, 4], [3, 2]], "the best pair of both models"
+    assert "heads found by their scores in base: L1H4, L3H2" in doc["notes"]
+    for drawn in doc["random"]:
+        assert [layer for layer, _ in drawn] == [1, 3]
+        assert not {(1, 4), (3, 2)} & {tuple(at) for at in drawn}
 
 
 def test_a_direction_is_held_against_random_ones(call, tmp_path, monkeypatch):

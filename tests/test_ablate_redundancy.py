@@ -39,8 +39,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def oracle():
-    """The same weights in transformers, eager attention."""
-    return AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager").eval()
+    """The same weights in transformers, eager attention; one thread, as they are small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager").eval()
+    torch.set_num_threads(threads)
 
 
 def hooked(oracle, ids, *, heads=(), values=(), everywhere=False):
@@ -137,6 +140,29 @@ def test_conditions_run_in_parts_as_together(monkeypatch):
         assert np.abs(rows - apart.sites["attn_out"][layer]).max() <= 1e-6
 
 
+def test_what_comes_before_the_first_edit_runs_once(monkeypatch):
+    model = wrap(tiny_llama(3), {"model_type": "llama"})
+    ids = [3, 9, 27, 50, 9, 27, 4, 8]
+    asked = [Condition("base"), Condition("A", ((1, 3),), values=((2, None),), offsets=(1, 3))]
+    seen = conditions.run(model, ids, asked, ["attn_out", "pattern"])
+    lengths = []
+    run = model.run
+
+    def counted(_, tokens, *args, **how):
+        lengths.append(len(tokens[0]))
+        return run(tokens, *args, **how)
+
+    monkeypatch.setattr(type(model), "run", counted)
+    conditions.run(model, ids, asked)
+    monkeypatch.setattr(conditions, "_prefix", lambda *_: None)
+    plain = conditions.run(model, ids, asked, ["attn_out", "pattern"])
+    assert lengths == [4, 8]
+    assert np.abs(seen.logits - plain.logits).max() <= 1e-5
+    for site in ("attn_out", "pattern"):
+        for layer, rows in plain.sites[site].items():
+            assert np.abs(seen.sites[site][layer] - rows).max() <= 1e-5
+
+
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3", "qwen3_moe", "phi3"])
 def test_other_architectures_are_plain_runs_too(name):
     model = tiny(name)
@@ -206,15 +232,15 @@ def test_offsets_are_those_of_transformers(model, oracle):
     _, arrays = Offsets(((1, 4),), 9, (((1, 0),),)).measure(model, IDS)
     base, alone = (hooked(oracle, IDS, heads=h)[0][1].astype(np.float64) for h in ((), [(1, 4)]))
     assert arrays["heads_nip"][0] == pytest.approx(base @ alone / (base @ base), abs=2e-5)
-    t = len(IDS) - 1
+    t, sets = len(IDS) - 1, ((), [(1, 4)], [(1, 0)])
+    owns = [hooked(oracle, IDS, heads=heads)[0][1] for heads in sets]
     for d in (1, 4, t, t + 1, 9):
         if d > t:
             assert np.isnan(arrays["nip"][:, 0, d - 1]).all()
             assert np.isnan(arrays["moved"][:, 0, d - 1]).all()
             continue
         gone = [(1, h, t - d) for h in range(4)]
-        for row, heads in enumerate(((), [(1, 4)], [(1, 0)])):
-            own = hooked(oracle, IDS, heads=heads)[0][1]
+        for row, (heads, own) in enumerate(zip(sets, owns, strict=True)):
             made = hooked(oracle, IDS, heads=heads, values=gone)[0][1].astype(np.float64)
             want = ((own - made) ** 2).sum()
             assert arrays["moved"][row, 0, d - 1] == pytest.approx(want, rel=1e-3, abs=1e-8)
@@ -276,14 +302,21 @@ def test_without_all_heads_of_the_layer_nothing_remains(model):
 
 def test_random_sets_have_the_layer_mix_and_are_others():
     heads = [(1, 4), (3, 0), (3, 2)]
-    found = conditions.random_sets(heads, 8, 20, np.random.default_rng(0))
+    found = conditions.random_sets(heads, dict.fromkeys(range(4), 8), 20, np.random.default_rng(0))
     assert len({*found}) == len(found) == 20
     for drawn in found:
         assert [layer for layer, _ in drawn] == [1, 3, 3]
         assert len({*drawn}) == 3
-        assert {*drawn} != {*heads}
-    assert len(conditions.random_sets([(0, 1)], 8, 20, np.random.default_rng(0))) == 7
-    assert conditions.random_sets([(0, 0), (0, 1)], 2, 20, np.random.default_rng(0)) == []
+        assert not {*drawn} & {*heads}
+    assert len(conditions.random_sets([(0, 1)], {0: 8}, 20, np.random.default_rng(0))) == 7
+    assert conditions.random_sets([(0, 0), (0, 1)], {0: 2}, 20, np.random.default_rng(0)) == []
+    scarce = conditions.random_sets([(0, 0), (0, 1)], {0: 4}, 20, np.random.default_rng(0))
+    assert scarce[0] == ((0, 2), (0, 3)), "the one without either head comes first"
+    assert len(scarce) == 5
+    uneven = conditions.random_sets([(0, 0), (1, 1)], {0: 2, 1: 3}, 20, np.random.default_rng(0))
+    assert {at for drawn in uneven for at in drawn} == {
+        (i, h) for i in (0, 1) for h in range(2 + i)
+    }
 
 
 def test_intervals_draw_prompts_again_and_not_samples():

@@ -239,6 +239,7 @@ OCEAN = 'vector="steer.h5#ocean"\n'
         ('site="z"\nlayers=1\nvalue="0"', "value must be a finite number"),
         ('site="z"\nlayers=1\nvalue=inf', "value must be a finite number"),
         ('site="z"\nlayers=1\nvalue=true', "value must be a finite number"),
+        ('site="z"\nlayers=1\nvalue=1e39', "value must be a finite number that float32 holds"),
         (ZERO + 'positions="end"', 'positions = \'end\' is none of "all", "last", "first"'),
         (ZERO + "positions=[10]", r"position 10 is outside the prompt: 0\.\.9"),
         (ZERO + "positions=[-11]", "position -11 is outside the prompt"),
@@ -327,3 +328,11 @@ def test_edits_run_on_any_architecture_or_are_refused_in_one_line(read, name):
 def test_the_path_of_a_vector_is_taken_from_the_file(read, tmp_path, monkeypatch):
     monkeypatch.chdir(Path("/"))
     assert read('layers=1\nvector="steer.h5#ocean"').both
+
+
+def test_vectors_say_which_model_they_were_taken_from(read, tmp_path):
+    assert read('layers=1\nvector="steer.h5#ocean"').origins == ()
+    known = Vectors(STEER.names, STEER.array, STEER.layers, model={"sha256": "abc"})
+    vectors.write(tmp_path / "known.h5", known)
+    found = read('layers="0-3"\nvector="known.h5#ocean"')
+    assert found.origins == (("known.h5#ocean", "abc"),)

@@ -271,6 +271,12 @@ def test_what_does_not_fit_is_refused(how, told):
         going_on(tiny_models.tiny("llama"), **how)
 
 
+@pytest.mark.parametrize("how", [{"max_tokens": 2.5}, {"stop": [1.5]}])
+def test_numbers_that_are_not_whole_are_refused(how):
+    with pytest.raises(TypeError, match="integer"):
+        going_on(tiny_models.tiny("llama"), **how)
+
+
 def test_prompts_that_cannot_be_are_refused():
     model = tiny_models.tiny("llama")
     with pytest.raises(PromptError, match="outside"):

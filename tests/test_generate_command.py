@@ -3,12 +3,17 @@
 import io
 import json
 
+import numpy as np
 import pytest
 
 import mlxroles
+from mlxroles import vectors
 from mlxroles.dashboard import generation
 from mlxroles.edits import Edit
+from mlxroles.pairs import catalogue
 from mlxroles.studies.generation import same_beginning
+from mlxroles.studies.subject import Subject
+from mlxroles.vectors import Vectors
 
 WEAK = """
 [[edit]]
@@ -194,3 +199,19 @@ def test_a_long_text_shows_its_end_while_it_grows():
 
 def test_nothing_generated_is_said():
     assert "(nothing)" in shown([generation.Column("a", "", "0 tokens")], 80)
+
+
+def test_a_vector_of_another_model_is_told(document, tmp_path):
+    side = Subject.of_pair(catalogue()["tiny"]).sides["base"]
+    array = np.ones((1, 1, 128), np.float32)
+    made = Vectors(("push",), array, (2,), model=side.identity)
+    vectors.write(tmp_path / "own.h5", made)
+    path = tmp_path / "edits.toml"
+    path.write_text('[[edit]]\nlayers = 2\nvector = "own.h5#push"\n')
+    doc = document("--pair", "tiny", "--prompt", "Hi", "--max-tokens", 2, "--edits", path)
+    assert doc["notes"] == ["instruct: vector 'own.h5#push' was taken from another model"]
+
+
+def test_characters_of_several_tokens_are_told_whole(document):
+    doc = document("--pair", "tiny", "--prompt", "naïve café 中", "--max-tokens", 1)
+    assert doc["prompts"][0]["text"] == "<|bos|>naïve café 中"

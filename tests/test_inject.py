@@ -11,15 +11,18 @@ from tiny_models import tiny, tokens
 
 from mlxroles import engine
 from mlxroles.backend import mx
+from mlxroles.edit_file import read_edits
 from mlxroles.edits import Edit
 from mlxroles.errors import PromptError, SpecError
 from mlxroles.models.load import load
 from mlxroles.pairs import pair
 from mlxroles.prompts import Message, Prompt
 from mlxroles.store.folder import RunFolder
-from mlxroles.studies.inject import attention, battery, planned
+from mlxroles.store.reader import axes, read
+from mlxroles.studies.inject import attention, battery, planned, results
 from mlxroles.studies.inject.grid import Directions, Grid, Spot, edits
 from mlxroles.studies.inject.items import Item, Reader, Where, token_starts
+from mlxroles.studies.inject.packed import joined, maps
 from mlxroles.studies.inject.planned import Options
 from mlxroles.studies.inject.readout import choice, yes_no
 from mlxroles.studies.subject import Subject
@@ -217,9 +220,9 @@ def test_every_cell_is_what_the_model_says(whole, instruct):
                 logits = instruct.run([item.ids], edits=under, positions="last").logits
                 row = np.array(logits)[0, 0].astype(np.float64)
                 b = np.logaddexp.reduce(row[yes]) - np.logaddexp.reduce(row[no])
-                assert arrays["values"][draw, k, 0] == pytest.approx(b, abs=2e-4)
+                assert joined(arrays)[draw, k, 0] == pytest.approx(b, abs=2e-4)
         zero = [k for k, spot in enumerate(study.spots(item)) if spot.scale == 0]
-        assert (arrays["values"][:, zero] == arrays["clean"]).all()
+        assert (joined(arrays)[:, zero] == arrays["unedited"]).all()
 
 
 def test_the_document_has_every_spot_and_says_what_was_found(whole):
@@ -243,6 +246,47 @@ def test_the_table_has_every_run(whole):
         assert float(row["b"]) - clean[row["prompt"]] == pytest.approx(
             float(row["shift"]), abs=1e-6
         )
+
+
+def test_a_packed_run_is_verified_and_exported_with_its_axes(whole, call, tmp_path):
+    path = whole.path / "run.h5"
+    along = axes(path)
+    assert along["added"] == ("model", "vector", "prompt", "draw", "layer", "scale", "readout")
+    added, names = read(path, "added"), list(read(path, "readout"))
+    assert (added.shape, names[0]) == ((1, 2, 8, 4, 2, 2, 6), "b")
+    where = list(read(path, "prompt")).index("no02")
+    for cell, arrays in cells(whole):
+        if cell.coords == {"model": "instruct", "vector": "guitar", "prompt": "no02"}:
+            assert (added[0, 1, where] == arrays["added"].astype("f4")).all()
+    seen = whole.doc["attention"]["instruct"]["items"][0]
+    head, images = seen["heads"][0], maps(whole.path)
+    found = images[f"instruct/{seen['id']}/draws"][0, head["layer"], head["head"]]
+    assert found == pytest.approx(head["injected"], abs=1e-6)
+    assert head["p_max"] >= head["p"]
+    status, out, err = call("verify", str(whole.path))
+    assert (status, err) == (0, "")
+    assert f"{16 * (4 * 4 + 1) * 6} numbers of run.h5" in out
+    table = tmp_path / "run.csv"
+    assert call("export", str(whole.path), "--out", str(table))[0] == 0
+    head = next(csv.reader(io.StringIO(table.read_text())))
+    assert {"draw", "layer", "scale", "readout"} <= {*head}
+    assert len({*head}) == len(head)
+    assert not [name for name in head if name.startswith("axis_")]
+
+
+def test_the_edits_of_a_run_are_those_that_its_finding_names(whole, instruct):
+    best = max(
+        (t for t in whole.doc["tests"] if t["vector"] != "all"),
+        key=lambda test: (-test["p_any"], abs(test["t"])),
+    )
+    path = whole.path / "strongest.toml"
+    found = read_edits(path, instruct, 5)
+    assert [(e.layer, e.op) for e in found.both] == [(best["layer"], "add")]
+    assert f'vector = "vectors.h5#{best["vector"]}"' in path.read_text()
+    assert "question" in path.read_text()  # where the run added it, other than the file does
+    last = whole.doc | {"positions": "last"}
+    assert 'positions = "last"' in results.edit_file(whole.path, last)
+    assert not results.edit_file(whole.path, last | {"tests": []})
 
 
 def test_the_report_can_be_made_again(whole, call):
@@ -399,7 +443,7 @@ def test_the_packaged_battery_has_enough_controls():
     found = battery.read("introspection")
     counts = {k: sum(q.kind == k for q in found.questions) for k in ("detect", "no", "yes")}
     assert counts["no"] >= 15
-    assert counts["yes"] >= 10
+    assert counts["yes"] >= 15
     assert all(len(p.messages) == 3 for p in found.prompts())
     with pytest.raises(PromptError, match="did you mean 'introspection'"):
         battery.read("introspecton")
@@ -422,6 +466,17 @@ def test_the_packaged_battery_has_enough_controls():
         ({"concepts": ("a",), "battery": "introspection", "strings": ("x",)}, "give one"),
         ({"toward": ("notepad",), "away": ("no-tools",)}, "give at least 4"),
         ({"toward": ("roles",), "away": ("no-tools",)}, "offers no tools"),
+        ({"toward": ("offers",), "away": ("offers",)}, "are the same prompts"),
+        ({"concepts": ("a",), "positions": " "}, "--positions is empty"),
+        (
+            {
+                "concepts": ("a",),
+                "kv_only": True,
+                "prompts": (Prompt("p", "x"),),
+                "strings": ("a",),
+            },
+            "leave --kv-only out",
+        ),
     ],
 )
 def test_wishes_that_do_not_fit_are_refused(options, said):
@@ -446,5 +501,5 @@ def test_a_dry_run_loads_no_weights_and_says_what_there_is(call, tmp_path, monke
     monkeypatch.setattr("mlxroles.studies.subject.load", None)
     status, out, err = call("inject", "--pair", "tiny", "--concept", "ocean", "--dry-run")
     assert status == 0, err
-    assert "28 prompts" in out
+    assert "33 prompts" in out
     assert "56" in out

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlxroles.report.inject.wording import verdict
 from mlxroles.studies.inject import scores
 from mlxroles.studies.inject.readout import Choice, Headline, YesNo
 
@@ -151,3 +152,10 @@ def test_readouts_are_plain_sums_over_probabilities():
     assert read[:, 2] == pytest.approx(p[:, [6, 7]].sum(axis=1))
     with pytest.raises(FloatingPointError):
         Choice((3, 4), ("1", "2")).measure(np.full((1, 9), np.nan), clean)
+
+
+def test_a_question_that_moves_away_from_yes_is_no_sign_of_noticing():
+    test = {"test": "score", "value": 2.0, "excess": 1.0, "p_any": 0.04, "p_any_excess": 0.04}
+    doc = {"n_random": 24}
+    assert "beyond controls" in verdict(doc, test | {"shift_detect": 0.5})
+    assert "does not move towards Yes" in verdict(doc, test | {"shift_detect": -0.5})

@@ -282,6 +282,26 @@ def test_fitting_brings_the_lens_nearer_to_the_answer_on_unseen_texts(llama, tex
             assert loss == pytest.approx(found.loss[n, at], abs=2e-4)
 
 
+def test_what_training_has_seen_measures_nothing(llama, texts):
+    parts = fitting.Split(tuple(range(8)), (8,), (9, 10))
+    rows = [t[:12] for t in texts[:11]]
+    rows[9] = rows[0][:5] + rows[9][5:]  # begins like a text that trains
+    rows[10] = rows[8][:3] + rows[10][3:]  # like one that says when to stop
+    streams = fitting.streams_of(llama, rows, 1)
+    found = lens.fit(llama, streams, parts, np.random.default_rng(1), Settings(steps=2, batch=32))
+    ends = [log_softmax(to_numpy(llama.run([t]).logits)[0]) for t in rows]
+    best = np.log(np.mean([np.exp(e)[1:] for e in ends[:8]], axis=(0, 1)))
+    for at, (text, seen) in enumerate(((9, 5), (10, 3))):
+        reading = lens.read(llama, rows[text], layers=[1])
+        assert found.kl[0, at] == pytest.approx(reading.kl[0, seen:].mean(), abs=2e-4)
+        end = ends[text][seen:]
+        constant = (np.exp(end) * (end - best)).sum(-1).mean()
+        assert found.constant[at] == pytest.approx(constant, abs=2e-4)
+    again = fitting.streams_of(llama, [rows[0]] * 11, 1)
+    with pytest.raises(PromptError, match="repeat each other"):
+        lens.fit(llama, again, parts, np.random.default_rng(1), Settings(steps=1))
+
+
 def test_the_same_seed_fits_the_same_map_whatever_is_held(llama, texts, monkeypatch):
     parts = fitting.split(len(texts), np.random.default_rng(0))
     streams = fitting.streams_of(llama, texts, 0)

@@ -151,7 +151,7 @@ def test_everything_is_written_and_made_again_from_what_is_stored(ran, call):
     assert len(lines) == len(doc["rows"]) * doc["n_layers"]
     assert {line["lens"] for line in lines} == {"plain", "tuned"}
     names = sorted(p.name for p in (folder / "figures").glob("*.png"))
-    assert names == ["curves.png", "grid_1.png", "parts.png"]
+    assert names == ["changes.png", "curves.png", "grid_1.png", "parts.png"]
     before = {folder / name: (folder / name).read_bytes() for name in ("report.html", "lens.csv")}
     for path in before:
         path.unlink()
@@ -181,10 +181,12 @@ def test_a_fit_writes_a_lens_whose_gain_is_that_of_its_maps(fitted):
     tuned = lens.read_tuned(results.Path(doc["files"]["base"]))
     model = study.subject.model("base")
     plain, mapped = ([], [])
+    others = [*study.split.train, *study.split.stop]
     for text in study.split.held_out:
         ids = study.texts[text].ids
-        plain.append(lens.read(model, ids).kl[0, 1:].mean())
-        mapped.append(lens.read(model, ids, tuned=tuned).kl[0, 1:].mean())
+        seen = sum(any(study.texts[n].ids[:k] == ids[:k] for n in others) for k in range(1, 11))
+        plain.append(lens.read(model, ids).kl[0, max(1, seen) :].mean())
+        mapped.append(lens.read(model, ids, tuned=tuned).kl[0, max(1, seen) :].mean())
     row = doc["rows"][0]
     assert row["kl_plain"] == pytest.approx(np.mean(plain), abs=1e-4)
     assert row["kl_tuned"] == pytest.approx(np.mean(mapped), abs=1e-4)
@@ -192,6 +194,55 @@ def test_a_fit_writes_a_lens_whose_gain_is_that_of_its_maps(fitted):
     assert row["gain_ci"][0] <= row["gain"] <= row["gain_ci"][1]
     assert "positions are few" in " ".join(doc["notes"])
     assert "above 0 at" in doc["sentence"]
+
+
+def test_the_grids_that_are_shown_have_the_texts_of_their_tokens(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxroles.studies.lens.document.SHOWN_GRIDS", 2)
+    subject = stories.subject(models)
+    study = LensStudy(subject, PROMPTS, PLAIN, View(where=Where("last 3")), strings=("the",))
+    doc = stories.run(study, tmp_path / "run")
+    shown = report.chosen_grids(results.stored_grids(doc), 2)
+    assert [(g.model, g.prompt) for g in shown] == [("base", "a"), ("instruct", "a")]
+    for grid in shown:
+        assert not any(
+            text.isdigit() and len(text) > 1 for row in grid.top for c in row for text in c
+        )
+
+
+def test_all_pieces_of_a_text_serve_for_the_same(models):
+    def planned(n_texts):
+        rows = np.random.default_rng(0).integers(3, 500, (n_texts, 300)).tolist()
+        prompts = [Prompt(f"t{n}", ids=tuple(row)) for n, row in enumerate(rows)]
+        return LensFit(Subject.of_model(str(models / "stories260K")), prompts)
+
+    study = planned(10)
+    assert study.units == [n for n in range(10) for _ in range(3)]
+    assert len(study.split.held_out) == 2
+    assert "same texts" not in " ".join(study.subject.notes)
+    few = planned(4)
+    assert few.units == list(range(12))
+    assert "other pieces of the same texts" in " ".join(few.subject.notes)
+    assert "2 texts are held out: too few" in " ".join(few.subject.notes)
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_no_table_is_wider_than_the_terminal(ran, fitted, width):
+    from rich.console import Console
+
+    from mlxroles.dashboard.lens_tables import lens_tables
+
+    entry = {**ran[1]["differences"][0], "variant": "no-tools", "axis": "run", "run": "edited"}
+    wide = {**ran[1], "differences": [entry] * 3}
+    for doc in (wide, fitted[1]):
+        console = Console(width=width, record=True, file=results.io.StringIO())
+        console.print(lens_tables(doc, width=width))
+        text = console.export_text()
+        assert max(len(line) for line in text.splitlines()) <= width
+        if doc is wide:  # the numbers of all columns, whole
+            assert text.count(f"{entry['mean'][-1]:+.2f} [{entry['ci'][0][-1]:.2f}, ") >= 3
+        else:
+            assert f"{doc['rows'][-1]['kl_constant']:.3f}" in text
+            assert f"{doc['rows'][-1]['loss_gain_ci'][1]:+.3f}]" in text
 
 
 def test_another_models_lens_is_used_and_said(models, fitted, tmp_path):
@@ -214,8 +265,9 @@ def test_positions_as_they_are_named():
     assert Where("-3--1").of(9, "p") == [6, 7, 8]
     with pytest.raises(PromptError, match=r"prompt 'p' has no position 9; it has 9 tokens, 0\.\.8"):
         Where("9").of(9, "p")
-    with pytest.raises(SpecError, match="'middle' is none of all, last"):
-        Where("middle")
+    for wrong in ("middle", "last 0", ""):
+        with pytest.raises(SpecError, match=f"'{wrong}' is none of all, last"):
+            Where(wrong)
 
 
 def test_what_a_user_types_wrong_is_named(call, models, tmp_path, edits):

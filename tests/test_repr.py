@@ -11,9 +11,9 @@ from mlxroles import notebook
 from mlxroles.backend import mx
 from mlxroles.edits import DERIVED, SITES
 from mlxroles.forward import Run
-from mlxroles.forward.shown import ranges
 from mlxroles.head_scores import head_scores, repeated
 from mlxroles.models.load import wrap
+from mlxroles.text import ranges
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m"
 

@@ -51,6 +51,15 @@ def test_vectors_come_back_as_they_were(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["steer.h5"]
 
 
+def test_a_path_may_be_text_and_ends_as_readers_expect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = vectors.write("steer.h5", made())
+    assert path == Path("steer.h5")
+    assert vectors.read(path, n_layers=LAYERS, d_model=WIDTH).names == made().names
+    with pytest.raises(VectorError, match=r"steer.npy cannot be written; .* ends in .h5"):
+        vectors.write("steer.npy", made())
+
+
 def test_the_file_opens_with_coordinates_in_other_programs(tmp_path):
     path = vectors.write(tmp_path / "steer.h5", made())
     assert axes(path) == {"vector": ("name", "layer", "d_model"), "how": ("name",)}

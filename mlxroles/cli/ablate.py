@@ -84,15 +84,16 @@ METHODS = ("zero", "scale", "mean", "resample")
     help="Where; for the tests at single positions, each t.  [default: all; there, drawn ones]",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=8, show_default=True,
-    help="Pairs of heads, or heads of a table, at most.",
-)  # fmt: skip
+    "--top",
+    type=click.IntRange(min=1),
+    help="Pairs of heads, or heads of a table, at most.  [default: 8; at single positions 1 pair]",
+)
 @click.option(
     "--random",
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Random sets of as many heads in the same layers, for each ablation.",
+    help="Random sets of as many other heads in the same layers, for each ablation.",
 )
 @prompt_options
 @measured_options

@@ -6,6 +6,7 @@ from typing import Any
 from mlxroles.cli.ablate import POSITION_TESTS
 from mlxroles.cli.inputs import chosen_prompts
 from mlxroles.errors import SpecError, VectorError
+from mlxroles.heads import head_name
 from mlxroles.studies.ablate import ablation
 from mlxroles.studies.ablate.ablation import Ablation, Head, Sizes
 from mlxroles.studies.ablate.head_list import is_source, read_heads
@@ -14,8 +15,12 @@ from mlxroles.text import did_you_mean, safe_text
 
 Given = Mapping[str, Any]
 
+TOP = 8
+"""Pairs of heads, or heads of a table, at most."""
+
 _NAMED_HEADS = (
-    "--test {} is about some heads: name them with --heads, as L5H8,L6H1 or a table of candidates"
+    "--test {} is about some heads: name them with --heads, as L5H8,L6H1, induction or a table "
+    "of candidates"
 )
 
 
@@ -89,7 +94,7 @@ def _check(given: Given) -> None:
 
 
 def _check_positions(given: Given) -> None:
-    if given["heads"] in (None, "each", "induction"):
+    if given["heads"] in (None, "each"):
         raise SpecError(_NAMED_HEADS.format(given["test"]))
     for name in ("values", "sites", "direction"):
         if given[name] is not None:
@@ -103,12 +108,12 @@ def _check_positions(given: Given) -> None:
 def _listed(given: Given, sizes: Sizes) -> list[Head]:
     """Heads by name or from a table."""
     text = given["heads"].strip()
+    if is_source(text):
+        return ablation.checked(read_heads(text, given["top"] or TOP), sizes)
     if text.isalpha():
         shown, words = safe_text(text, limit=40), ("each", "induction")
         hint = did_you_mean(text, words) or "; write them as L5H8,L6H1 (layer 5, head 8)"
         raise SpecError(f"--heads '{shown}' names no heads{hint}")
-    if is_source(text):
-        return ablation.checked(read_heads(text, given["top"]), sizes)
     return ablation.named_heads(text, sizes)
 
 
@@ -120,7 +125,7 @@ def _ablations(given: Given, sizes: Sizes) -> list[Ablation]:
     if given["values"] is not None:
         return _values(given, sizes)
     if heads == "induction":
-        return (ablation.growing_circuit if is_joint else ablation.circuit)(given["top"])
+        return (ablation.growing_circuit if is_joint else ablation.circuit)(given["top"] or TOP)
     if heads in (None, "each"):
         if is_joint:
             raise SpecError(_NAMED_HEADS.format("joint"))
@@ -208,11 +213,37 @@ def _at_positions(subject: Subject, given: Given, sizes: Sizes) -> Any:
         given["test"],
         subject,
         chosen_prompts(dict(given)) or None,
-        _listed(given, sizes),
+        _some_heads(subject, given, sizes),
         positions=_positions(given["positions"]),
         n_random=given["random"],
         seed=given["seed"],
     )
+
+
+def _some_heads(subject: Subject, given: Given, sizes: Sizes) -> list[Head]:
+    """Heads by name, from a table, or the best of the induction circuit, by pairs.
+
+    They are found in the first model of a pair and are the same in the other, so that one
+    question is asked of both.
+
+    Raises:
+        SpecError: they are to be found without loading a model.
+        ModelError: there are none.
+    """
+    if given["heads"].strip() != "induction":
+        return _listed(given, sizes)
+    if given["dry_run"]:
+        raise SpecError(
+            "--heads induction is found by running the model, which a dry run does not do here; "
+            "name heads as L5H8,L6H1"
+        )
+    from mlxroles.studies.ablate.found_heads import best_pairs
+
+    side = next(iter(subject.sides))
+    found = best_pairs(subject, side, given["top"] or 1, seed=given["seed"])
+    where = f" by their scores in {side}" if len(subject.sides) > 1 else " by their scores"
+    subject.notes.append(f"heads found{where}: {', '.join(head_name(*at) for at in found)}")
+    return found
 
 
 def _positions(text: str | None) -> tuple[int, ...] | None:

@@ -86,7 +86,7 @@ def command(**given: Any) -> int:
     Examples:
       mlxroles generate --pair tiny
       mlxroles generate --model DIR --prompt "Once upon a time" --edits steer.toml
-      mlxroles generate --model DIR --prompt "TEXT" --chat-template --temperature 0.7
+      mlxroles generate --model DIR --prompt "TEXT" --temperature 0.7
     """  # noqa: D301
     asked, told = _asked(given)
     texts, lines, broken_off = _grown(asked, given, told)
@@ -248,7 +248,9 @@ def _show_settings(asked: Any) -> None:
     how = "greedy"
     if chosen.temperature > 0:
         how = f"temperature {chosen.temperature:g}, top-p {chosen.top_p:g}, seed {chosen.seed}"
-    click.echo(f"{safe_text(asked.subject.display)}: at most {chosen.max_tokens} tokens, {how}")
+    plural = "" if chosen.max_tokens == 1 else "s"
+    name = safe_text(asked.subject.display)
+    click.echo(f"{name}: at most {chosen.max_tokens} token{plural}, {how}")
 
 
 def _show_prompt(prompt: dict[str, Any]) -> None:

@@ -197,8 +197,8 @@ def _run(study: Any, given: dict[str, Any]) -> int:
 
         show(inject_tables(doc), plain=given["plain"])
         show(paragraphs(["", *lines(doc)]), plain=given["plain"])
-        files = ("summary.json", "inject.csv", "vectors.h5", "strongest.toml", "report.html")
-        show_files(doc["run"], *files, "figures")
+        files = ("summary.json", "inject.csv", "vectors.h5", "strongest.toml")
+        show_files(doc["run"], *files, "run.h5", "report.html", "figures")
     open_report(doc["run"], given)
     say_time(doc)
     return exit_status(finished, given)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from mlxroles.dashboard.direct_tables import direct_tables
 from mlxroles.report.lens import rows
 from mlxroles.report.lens.grids import TokenGrid, chosen_grids
 from mlxroles.report.lens.wording import lens_note, name, sentence
+from mlxroles.report.rows import Grid
 from mlxroles.text import show_token
 
 if TYPE_CHECKING:
@@ -39,18 +41,19 @@ def _parts(
     yield screen.text(sentence(doc))
     yield Text()
     if str(doc["schema"]).startswith("mlxroles/lens-fit/"):
-        tables = [grid_table(rows.gain_grid(doc, model), screen) for model in doc["models"]]
-        yield from side_by_side(tables, screen)
+        fits = [rows.gain_grid(doc, model) for model in doc["models"]]
+        yield from side_by_side([t for grid in fits for t in _tables(grid, screen)], screen)
         yield screen.text(rows.GAIN_LEGEND, "dim")
         return
-    tables = [_numbers(doc, entry, screen) for entry in _shown(doc)]
-    yield from side_by_side(tables, screen)
+    entries = _shown(doc)
+    found = [rows.layer_grid(doc, entry)._replace(title=name(entry)) for entry in entries]
+    yield from side_by_side([t for grid in found for t in _tables(grid, screen)], screen)
     differences = rows.difference_grid(doc)
     if differences is not None:
         yield Text()
-        yield grid_table(differences, screen)
+        yield from side_by_side(_tables(differences, screen), screen)
     yield screen.text(rows.legend(doc), "dim")
-    left = len(doc.get("curves") or []) - len(tables)
+    left = len(doc.get("curves") or []) - len(entries)
     if left > 0:
         yield screen.text(f"{left} more tables are in the report and in lens.csv", "dim")
     if lens_note(doc):
@@ -62,7 +65,8 @@ def _parts(
     shown = chosen_grids(grids, _GRIDS)
     for grid in shown:
         yield Text()
-        yield screen.text(f"{grid.name}: likeliest token, last positions", "bold")
+        prompt = f", prompt {show_token(grid.prompt, limit=30)}" if len(doc["prompts"]) > 1 else ""
+        yield screen.text(f"{grid.name}{prompt}: likeliest token, last positions", "bold")
         yield _TokenTable(grid, screen)
     if shown:
         legend = "columns: the prompt's tokens · *: what the model says there in the end · %"
@@ -74,11 +78,23 @@ def _shown(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(doc.get("curves") or [])[:4]
 
 
-def _numbers(doc: Mapping[str, Any], entry: Mapping[str, Any], screen: Screen) -> Table:
-    grid = rows.layer_grid(doc, entry)
-    last = len(grid.head) - 1
-    left = (last,) if grid.head[last] == "likeliest token" else ()
-    return grid_table(grid._replace(title=name(entry)), screen, left=left)
+def _tables(grid: Grid, screen: Screen) -> list[Table]:
+    """The rows as a table; of one that is too wide the columns stand in several, one by one."""
+    lines = [grid.head, *grid.rows]
+    widths = [max(cell_len(line[at]) for line in lines) + _GAP for at in range(len(grid.head))]
+    groups: list[list[int]] = [[0]]
+    for at in range(1, len(widths)):
+        used = sum(widths[n] for n in groups[-1])
+        if len(groups[-1]) > 1 and used + widths[at] - _GAP > screen.width:
+            groups.append([0])
+        groups[-1].append(at)
+    found = []
+    for n, group in enumerate(groups):
+        title = f"{grid.title}, continued" if n else grid.title
+        head, *body = ([line[at] for at in group] for line in lines)
+        left = tuple(at for at, text in enumerate(head) if text == "likeliest token")
+        found.append(grid_table(Grid(title, head, body), screen, left=left))
+    return found
 
 
 class _TokenTable:

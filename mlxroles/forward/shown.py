@@ -1,10 +1,11 @@
 """A run in words: which sites were kept at which layers, with shapes and names of axes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mlxroles.backend import mx
 from mlxroles.edits import DERIVED, SITES
+from mlxroles.text import ranges
 
 
 class Line(NamedTuple):
@@ -31,17 +32,6 @@ def lines(sites: Mapping[str, Mapping[int, mx.array]], logits: mx.array | None) 
         dtype = _dtype(next(iter(kept.values())))
         found.append(Line(site, " or ".join(shapes), axes, dtype, ranges(sorted(kept))))
     return found
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """Numbers in ascending order as ranges: ``0-3, 5``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 def _shape(array: mx.array) -> str:

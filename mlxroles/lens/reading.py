@@ -14,7 +14,7 @@ import numpy as np
 from mlxroles.backend import mx, number
 from mlxroles.edits import Edit
 from mlxroles.errors import ModelError
-from mlxroles.lens.projection import SITES, check, log_softmax, projected
+from mlxroles.lens.projection import SITES, check, log_softmax, mixes_positions, projected
 from mlxroles.lens.tuned import Tuned
 from mlxroles.models.model import Model
 from mlxroles.prompts import token_texts
@@ -128,14 +128,15 @@ def read(
     run = model.run([ids], keep=[site], layers=layers, edits=edits, positions=where)
     assert run.logits is not None
     found = run.layers(site)
-    streams = mx.concatenate([run[site, i] for i in found])
+    streams = _streams(model, [run[site, i] for i in found], where)
     if tuned is not None:
         streams = tuned.apply(streams, found, site=site, n_layers=model.n_layers)
     own = run.logits[0]
     wanted = _checked_ids(asked, model.vocab)
     gathered = _Gathered(own, [ids[p + 1] if p + 1 < len(ids) else -1 for p in where], wanted)
     gathered.top_k = min(top_k, model.vocab)
-    for rows, logits in projected(model, streams, where):
+    read_at = where if streams.shape[1] == len(ids) else list(range(len(where)))
+    for rows, logits in projected(model, streams, read_at):
         gathered.add(rows, logits)
     compared = site == "resid_post" and found[-1] == model.n_layers - 1
     error = gathered.last_error() if compared else float("nan")
@@ -155,6 +156,14 @@ def read(
         end_error=error,
         decode=lambda ids: token_texts(ids, model.tokenizer),
     )
+
+
+def _streams(model: Model, streams: Sequence[mx.array], where: Sequence[int]) -> mx.array:
+    """[layer, position, d_model]; without the positions that nobody asks for, where that can be."""
+    if mixes_positions(model):
+        return mx.concatenate(list(streams))
+    index = mx.array(list(where), dtype=mx.int32)
+    return mx.concatenate([stream[:, index] for stream in streams])
 
 
 def _positions(positions: Sequence[int] | None, length: int) -> list[int]:

@@ -6,6 +6,7 @@ calls ``forward.steps.Steps``, which gives every call the edits of its positions
 whole text under the same edits says the same tokens; an edit for which that cannot hold is refused.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,7 @@ class Settings:
 
     Raises:
         ValueError: a value that no generation could use.
+        TypeError: a number of tokens or a stop id that is no integer.
     """
 
     max_tokens: int = 100
@@ -49,6 +51,8 @@ class Settings:
     """Whether the log-probability of each token is kept, in nats and before temperature."""
 
     def __post_init__(self) -> None:
+        for number in (self.max_tokens, *(self.stop or ())):
+            operator.index(number)
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
         if not self.temperature >= 0 or not np.isfinite(self.temperature):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlxroles import documents
-from mlxroles.text import format_number, safe_text, show_token
+from mlxroles.text import format_number, ranges, safe_text, show_token
 
 _MOST_PARTS = 40
 
@@ -30,7 +30,7 @@ def facts(doc: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("pair", _text(doc.get("display") or doc.get("pair"))),
         ("measured string", _text(doc.get("headline"))),
         ("patched", place(doc)),
-        ("layers tested", f"{_ranges(tested)} ({count})"),
+        ("layers tested", f"{ranges(tested)} ({count})"),
         ("prompts", f"{named}{more}"),
         ("seed", _text(doc.get("seed") or None)),
         ("tokens", _text(doc.get("n_tokens_per_prompt") or doc.get("n_tokens"))),
@@ -49,7 +49,7 @@ def title(doc: Mapping[str, Any]) -> str:
     is_part = isinstance(total, int) and 0 < len(tested) < total
     parts = [
         place(doc),
-        f"layer{'s' * (len(tested) > 1)} {_ranges(tested)}" if is_part else "",
+        f"layer{'s' * (len(tested) > 1)} {ranges(tested)}" if is_part else "",
         one or f"{len(prompts)} prompts",
         f"seed {_text(doc['seed'])}" if doc.get("seed") else "",
     ]
@@ -204,17 +204,6 @@ def _top(values: Mapping[str, Any], count: int = 3) -> str:
         f"{show_token(entry.get('token'), limit=24)} {_number(entry, 'prob', '.3f')}"
         for entry in (values.get("top5") or [])[:count]
     )
-
-
-def _ranges(layers: list[int]) -> str:
-    """The layers as ``0-5`` or ``0-2, 7``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _text(value: object) -> str:

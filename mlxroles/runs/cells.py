@@ -15,6 +15,8 @@ from mlxroles.runs.find import is_run
 from mlxroles.store.files import shown
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.record import Record
+from mlxroles.studies.ablate.axes import LISTED
+from mlxroles.studies.ablate.axes import axes_of as ablate_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,32 +25,12 @@ _AXES = {
     "entropy": ("layer", "head", "query", "near"),
     "edges": ("source", "target"),
 }
-_ABLATE = {
-    "redundancy": {
-        "kl": ("comparison",),
-        "top1_changed": ("comparison",),
-        "random_moved": ("set", "layer"),
-        "": ("comparison", "layer"),
-    },
-    "offsets": {
-        "heads_nip": ("layer",),
-        "heads_cosine": ("layer",),
-        "moved": ("set", "layer", "offset"),
-        "": ("curve", "layer", "offset"),
-    },
-    "patterns": {
-        "pattern": ("state", "layer", "head", "offset"),
-        "moved": ("set", "layer", "head"),
-        "shift": ("set", "layer", "offset"),
-    },
-    "compare": {
-        "random_kl": ("set",),
-        "random_changed": ("set",),
-        "": ("condition", "rank"),
-    },
+_INJECT = {
+    "added": ("draw", "layer", "scale", "readout"),
+    "projected": ("draw", "direction", "readout"),
+    "unedited": ("readout",),
 }
-"""Axes of the arrays of a test at single positions, by its name; "" for all others."""
-_LISTED = ("layer", "comparison", "curve", "condition", "offset")
+_LISTED = (*LISTED, "scale", "direction", "readout")
 """Axes along which the identity says what stands, in the plural."""
 _KV = ("k", "v")
 _IN_ROWS = ("kind", "estimate", "exact")
@@ -231,9 +213,10 @@ def axes_of(kind: str, name: str, n_axes: int, *, test: str = "") -> tuple[str, 
     elif kind == "attribution":
         heads = () if n_axes == 2 else ("kv_head",) if name in _KV else ("head",)
         known = ("layer", *heads, "position")
+    elif kind == "inject":
+        known = _INJECT.get(name, ())
     elif kind == "ablate":
-        axes = _ABLATE.get(test, {})
-        known = axes.get(name, axes.get("", ()))[:n_axes]
+        known = ablate_axes(test, name, n_axes)
     else:
         known = ()
     return known if len(known) == n_axes else tuple(f"axis_{n}" for n in range(n_axes))

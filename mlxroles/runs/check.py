@@ -108,7 +108,7 @@ def compare_packed_file(folder: RunFolder, state: State, result: Checked) -> Ite
     """Differences between ``run.h5`` and the cells; a run that goes on has an old one."""
     if not (folder.path / "run.h5").is_file():
         return
-    cure = "remove run.h5; `mlxroles resume` or the same command makes it anew"
+    cure = "remove run.h5; the same command as before makes it anew"
     try:
         compared = compare_packed(folder, state.kind, result.damaged_cells)
     except MlxrolesError as error:

@@ -10,10 +10,13 @@ from mlxroles.runs.cells import named
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.reader import axes, read
 from mlxroles.store.record import Record
+from mlxroles.studies.ablate.axes import placed
 
 _RUN_FILE = "run.h5"
 _ABOUT_PROMPTS = ("length", "has_bos", "category", "tokens")
 """Variables of an entropy run that come from the manifest, not from cells."""
+_LOOKS = ("attention_without", "attention_with")
+"""Variables of an injection run that are looked at when all cells are there."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ def compare_packed(folder: RunFolder, kind: str, skipped: Collection[str]) -> Co
     columns = {
         name: _Column(name, along, np.asarray(read(path, name)))
         for name, along in named_axes.items()
-        if name not in _ABOUT_PROMPTS
+        if name not in (*_ABOUT_PROMPTS, *_LOOKS)
     }
     used = {axis for along in named_axes.values() for axis in along}
     places = {
@@ -80,7 +83,12 @@ def _cell(
     result: Compared,
 ) -> None:
     columns, places = file
-    coords = _coords(folder, kind, record)
+    if kind == "ablate":
+        identity: Any = folder.manifest["identity"]
+        record = placed(identity, record)
+        coords = {axis: str(value) for axis, value in record.coords.items()}
+    else:
+        coords = _coords(folder, kind, record)
     known, number = places.get("prompt", {}), str(record.coords.get("prompt"))
     if coords.get("prompt") not in known and number in known:
         coords["prompt"] = number  # a file that counts its prompts

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxroles.edit_file import EditSet, read_edits
 from mlxroles.models.generate import Piece, Settings, stream
-from mlxroles.prompts import Prompt, token_texts
+from mlxroles.prompts import Prompt
 from mlxroles.studies.inputs import Encoded
 from mlxroles.studies.subject import Subject
 from mlxroles.text import safe_text
@@ -91,6 +91,7 @@ class Asked:
             edits = EditSet()
             if text.edited and self.edits is not None:
                 edits = found = read_edits(self.edits, model, prompt.n_tokens)
+                self._note_origins(edits, text.model)
             pieces = stream(
                 model,
                 prompt.ids,
@@ -104,6 +105,14 @@ class Asked:
                 _finish(live, group, watch)
         _finish(live, group, watch)
         return found
+
+    def _note_origins(self, edits: EditSet, side: str) -> None:
+        """Says which vectors were taken from another model than the one that they act on."""
+        for name, taken_from in edits.origins:
+            if taken_from != self.subject.sides[side].identity["sha256"]:
+                self.subject.notes.append(
+                    f"{side}: vector '{safe_text(name, limit=80)}' was taken from another model"
+                )
 
 
 def _finish(
@@ -154,7 +163,7 @@ def document(
         "pair": asked.subject.pair,
         "display": asked.subject.display,
         "models": {name: str(side.folder) for name, side in asked.subject.sides.items()},
-        "settings": {k: v for k, v in asdict(asked.settings).items() if k not in ("logprobs",)},
+        "settings": {k: v for k, v in asdict(asked.settings).items() if k != "logprobs"},
         "edits": None if asked.edits is None else {"file": str(asked.edits), "lines": [*lines]},
         "prompts": list(told),
         "rows": rows,
@@ -190,7 +199,7 @@ def how_asked(
             kind = "conversation, as plain paragraphs" if raw else "conversation, chat template"
         texts = None
         if subject.tokenizer is not None:
-            texts = "".join(token_texts(row.ids, subject.tokenizer))
+            texts = subject.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False)
         told.append(
             {"id": row.id, "kind": kind, "n_tokens": row.n_tokens, "ids": row.ids, "text": texts}
         )

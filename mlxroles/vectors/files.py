@@ -35,7 +35,7 @@ _VARIABLES = (
 )
 
 
-def read(ref: str, *, n_layers: int, d_model: int, layer: int | None = None) -> Vectors:
+def read(ref: str | Path, *, n_layers: int, d_model: int, layer: int | None = None) -> Vectors:
     """The vectors of a file, checked against a model.
 
     Formats: .h5 of ``write``; .npy [d_model] or [layer, d_model]; .npz and .safetensors with such
@@ -53,7 +53,7 @@ def read(ref: str, *, n_layers: int, d_model: int, layer: int | None = None) -> 
             another model.
         StoreError: the file cannot be read.
     """
-    path, name = split_ref(ref)
+    path, name = split_ref(str(ref))
     fit = Fit(shown(path), _stem(path), n_layers, d_model, layer)
     if layer is not None:
         fit.check_layer(layer)
@@ -67,14 +67,18 @@ def read(ref: str, *, n_layers: int, d_model: int, layer: int | None = None) -> 
         raise VectorError(f"{fit.shown}: {error}") from None
 
 
-def write(path: Path, vectors: Vectors) -> Path:
+def write(path: Path | str, vectors: Vectors) -> Path:
     """Writes vectors whole, with the layers that they belong to; returns the path.
 
     The file opens in xarray: ``vector`` [name, layer, d_model] with coordinates.
 
     Raises:
+        VectorError: a name that ``read`` would not take for such a file.
         StoreError: it cannot be written.
     """
+    path = Path(path)
+    if path.suffix.lower() not in OWN:
+        raise VectorError(f"{shown(path)} cannot be written; a file of vectors ends in {OWN[0]}")
     coords = {"name": vectors.names, "layer": vectors.layers, "d_model": vectors.d_model}
     hows = [json.dumps(plain(vectors.meta.get(name, {}))) for name in vectors.names]
     data = {"vector": vectors.array, "how": np.array([hdf5_text(how) for how in hows], object)}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxroles.errors import VectorError
-from mlxroles.text import did_you_mean, safe_text
+from mlxroles.text import did_you_mean, ranges, safe_text
 from mlxroles.vectors.tensors import Tensor, listed_tensors
-from mlxroles.vectors.vectors import Vectors, is_name, listed
+from mlxroles.vectors.vectors import Vectors, is_name
 
 _LAYER_KEY = re.compile(
     r"(?:(?P<name>.+?)[./])?(?:(?:layers?|blocks?|direction)[._]?)?(?P<layer>\d{1,6})"
@@ -104,7 +104,7 @@ def _of_layers(name: str, group: dict[int, Tensor], fit: Fit) -> dict[int, np.nd
         if fit.layer not in group:
             raise VectorError(
                 f"{fit.shown}: '{safe_text(name, limit=60)}' has no layer {fit.layer}, but "
-                f"{listed(sorted(group))}"
+                f"{ranges(sorted(group))}"
             )
         chosen = {fit.layer: group[fit.layer]}
     for layer, tensor in chosen.items():

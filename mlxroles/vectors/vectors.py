@@ -1,14 +1,14 @@
 """Named vectors of the residual stream, each bound to the layers that it was taken from."""
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from mlxroles import notebook
 from mlxroles.errors import VectorError
-from mlxroles.text import did_you_mean, safe_text
+from mlxroles.text import did_you_mean, ranges, safe_text
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 """Places of the residual stream where a vector may have been taken."""
@@ -66,24 +66,18 @@ class Vectors:
     def __repr__(self) -> str:
         shown = ", ".join(safe_text(name, limit=40) for name in self.names[:_SHOWN])
         more = f", ... {len(self.names)} in all" if len(self.names) > _SHOWN else ""
-        where = listed(self.layers)
-        return f"Vectors({shown}{more}: {self.site} of layers {where}, d_model {self.d_model})"
+        where = f"layer{'s' * (len(self.layers) > 1)} {ranges(self.layers)}"
+        return f"Vectors({shown}{more}: {self.site} of {where}, d_model {self.d_model})"
 
     def _repr_html_(self) -> str:
         rows = []
         for name in self.names[:_MOST_ROWS]:
             lengths = [self.norm(name, layer) for layer in self.layers_of(name)]
-            cells = (
-                safe_text(name, limit=60),
-                listed(self.layers_of(name)),
-                f"{min(lengths):.3g} to {max(lengths):.3g}",
-            )
-            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-        head = "<tr><th>vector</th><th>layers</th><th>length</th></tr>"
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
+            length = f"{min(lengths):.3g} to {max(lengths):.3g}"
+            rows.append((name, ranges(self.layers_of(name)), length))
         more = len(self.names) - len(rows)
-        note = f"{self.site}, d_model {self.d_model}" + (f"; {more} more" if more else "")
-        return f"<table><caption>{note}</caption>{head}{body}</table>"
+        about = f"{self.site}, d_model {self.d_model}" + (f"; {more} more" if more else "")
+        return notebook.table(about, ("vector", "layers", "length"), rows)
 
     @property
     def single(self) -> str:
@@ -119,7 +113,7 @@ class Vectors:
         if layer not in found:
             shown = safe_text(name, limit=80)
             raise VectorError(
-                f"vector '{shown}' was not taken from layer {layer}, but from {listed(found)}: "
+                f"vector '{shown}' was not taken from layer {layer}, but from {ranges(found)}: "
                 "a vector acts at its own layer"
             )
         return self.array[row, self.layers.index(layer)]
@@ -170,8 +164,8 @@ class Vectors:
         rows = [n for n in range(len(self.names)) if not np.isnan(array[n]).all()]
         if not rows:
             raise VectorError(
-                f"no vector was taken from layer {listed(layers)}; there are those of layer "
-                f"{listed(self.layers)}"
+                f"no vector was taken from layer {ranges(layers)}; there are those of layer "
+                f"{ranges(self.layers)}"
             )
         names = tuple(self.names[n] for n in rows)
         return replace(
@@ -224,17 +218,6 @@ def is_name(name: object) -> bool:
     if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME:
         return False
     return name.isprintable() and name.strip() == name
-
-
-def listed(layers: Sequence[int]) -> str:
-    """Layers in short: ``0-3, 7``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlxroles import documents
-from mlxroles.plots import canvas, maps
-from mlxroles.plots.inject.strengths import MODEL_COLORS, about, unit
+from mlxroles.plots import canvas
+from mlxroles.plots.inject.strengths import MODEL_COLORS, NARROWEST, about, unit
 from mlxroles.report.inject.rows import ROLES
 from mlxroles.report.inject.wording import ALL, headline_tests, spot
 
@@ -28,7 +28,7 @@ def questions(doc: Doc) -> Figure | None:
     tests = _with_items(doc) if doc["mode"] == "battery" else []
     if not tests:
         return None
-    figure = canvas.new_figure(4.7 * len(tests) + 0.4, 4.9)
+    figure = canvas.new_figure(max(4.7 * len(tests) + 0.4, NARROWEST), 4.9)
     panels = figure.subplots(1, len(tests), squeeze=False)[0]
     for axes, test in zip(panels, tests, strict=True):
         for role, (marker, color) in ROLE_LOOKS.items():
@@ -61,7 +61,7 @@ def prompts(doc: Doc) -> Figure | None:
         return None
     columns = min(2, len(tests))
     lines = -(-len(tests) // columns)
-    figure = canvas.new_figure(4.9 * columns + 0.4, 3.2 * lines + 1.1)
+    figure = canvas.new_figure(max(4.9 * columns + 0.4, NARROWEST), 3.2 * lines + 1.1)
     panels = figure.subplots(lines, columns, squeeze=False)
     for axes, test in zip(panels.flat, tests, strict=False):
         _prompt_panel(axes, test)
@@ -101,7 +101,7 @@ def picks(doc: Doc) -> Figure | None:
     tests = tests or [t for t in doc["tests"] if t.get("picks")][:2]
     if doc["mode"] != "localise" or not tests:
         return None
-    figure = canvas.new_figure(3.9 * len(tests) + 0.6, 4.2)
+    figure = canvas.new_figure(max(3.9 * len(tests) + 0.6, NARROWEST), 4.2)
     panels = figure.subplots(1, len(tests), squeeze=False)[0]
     for axes, test in zip(panels, tests, strict=True):
         counts = np.array(test["picks"], dtype=np.float64)
@@ -175,6 +175,3 @@ def _with_items(doc: Doc) -> list[Test]:
         if own:
             found.append(max(own, key=lambda test: abs(documents.number(test, "t"))))
     return found
-
-
-__all__ = ["draws", "maps", "picks", "prompts", "questions"]

@@ -18,6 +18,8 @@ Doc = Mapping[str, Any]
 Family = tuple[str, str, tuple[str, str] | None]
 
 MODEL_COLORS = {"base": canvas.ORANGE, "instruct": canvas.BLUE, "model": canvas.BLUE}
+NARROWEST = 6.8
+"""Inches in which the title and the small print have room."""
 _MAIN = {"battery": "score", "prompts": "shift", "localise": "right"}
 _MOST_PANELS, _NUMBERED = 8, 120
 
@@ -56,7 +58,7 @@ def grids(doc: Doc) -> Figure | None:
     columns = min(len(shown), 2)
     lines = -(-len(shown) // columns)
     height = min(max(1.3 + 0.3 * rows, 2.2), 8.0)
-    figure = canvas.new_figure(4.6 * columns + 0.8, height * lines + 1.2)
+    figure = canvas.new_figure(max(4.6 * columns + 0.8, NARROWEST), height * lines + 1.2)
     widths = [max(grid.shape[1] for grid in values[at::columns]) + 0.5 for at in range(columns)]
     widths = [max(width, 2.0) for width in widths]
     panels = figure.subplots(lines, columns, squeeze=False, width_ratios=widths)
@@ -68,7 +70,10 @@ def grids(doc: Doc) -> Figure | None:
     for axes in list(panels.flat)[len(shown) :]:
         axes.set_visible(False)
     if image is not None:
-        figure.colorbar(image, ax=list(panels.flat), label=unit(doc), shrink=0.85, pad=0.015)
+        where = list(panels.flat)
+        bar = figure.colorbar(image, ax=where, label=unit(doc), shrink=0.85, pad=0.015)
+        if key == "right":
+            bar.ax.set_ylim(0, 1)  # colours are centred on chance, shares begin at none
     canvas.dress(figure, doc, "What an injection does, by layer and scale", about(doc))
     return figure
 
@@ -179,7 +184,7 @@ def dose(doc: Doc) -> Figure | None:
     key = _MAIN[doc["mode"]]
     is_prompts = doc["mode"] == "prompts"
     width = 2 if is_prompts else 1
-    figure = canvas.new_figure(3.4 * width + 3.0, 3.9)
+    figure = canvas.new_figure(max(3.4 * width + 3.0, NARROWEST), 3.9)
     panels = figure.subplots(1, width, squeeze=False)[0]
     for model, test, rows in curves:
         color = MODEL_COLORS.get(model, canvas.GREY)

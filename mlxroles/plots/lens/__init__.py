@@ -23,17 +23,17 @@ def lens_figures(
         folder: Made where it does not exist.
 
     Returns:
-        The path per figure, ``curves``, ``grid_1``, ``grid_2``, ... and ``parts`` as PNG, and the
-        same with ``_svg`` appended.
+        The path per figure, ``curves``, ``changes``, ``grid_1``, ``grid_2``, ... and ``parts`` as
+        PNG, and the same with ``_svg`` appended.
     """
     from mlxroles.plots import canvas, direct
-    from mlxroles.plots.lens.curves import curves
+    from mlxroles.plots.lens.curves import changes, curves
     from mlxroles.plots.lens.grid import token_map
     from mlxroles.report.lens.grids import chosen_grids
     from mlxroles.report.lens.rows import parts_by_name
 
     with canvas.style():
-        drawn = {"curves": curves(doc)}
+        drawn = {"curves": curves(doc), "changes": changes(doc)}
         for n, one in enumerate(chosen_grids(grids, MOST_GRIDS), 1):
             drawn[f"grid_{n}"] = token_map(doc, one)
         docs = parts_by_name(doc)

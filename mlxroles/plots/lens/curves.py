@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlxroles.plots import canvas
 from mlxroles.plots.lines import Series, curve, view
-from mlxroles.report.lens.wording import SITES, followed, name
+from mlxroles.report.lens.wording import SITES, differences_of, differs, followed, name
 from mlxroles.text import show_token
 
 Doc = Mapping[str, Any]
@@ -50,6 +50,38 @@ def curves(doc: Doc) -> Figure | None:
         pair = [canvas.label(show_token(text, limit=20), 20) for text in doc["contrast"]]
         headline = f"{pair[0]} against {pair[1]}"
     canvas.dress(figure, doc, f"{headline} through the layers", about(doc))
+    return figure
+
+
+def changes(doc: Doc) -> Figure | None:
+    """What an offer, an edit or the other model changes, with its interval; None without any."""
+    found = differences_of(doc)
+    if not found:
+        return None
+    figure = canvas.new_figure(7.0, 3.6)
+    axes = figure.subplots()
+    series = [
+        Series(
+            canvas.label(differs(entry), 40),
+            _OTHERS[n],
+            _MARKERS[n],
+            np.array(entry["mean"], dtype=np.float64),
+            low=np.array(entry["ci"][0], dtype=np.float64),
+            high=np.array(entry["ci"][1], dtype=np.float64),
+        )
+        for n, entry in enumerate(found)
+    ]
+    limits = view(series, levels=[0.0])
+    axes.set_ylim(*limits)
+    axes.axhline(0.0, color="#888888", linewidth=0.8, zorder=1)
+    for one in series:
+        curve(axes, doc["layers"], one, limits)
+    what = "ln of the odds" if doc.get("contrast") else "log-odds"
+    axes.set_ylabel(f"change of the {what} [nats]")
+    canvas.layer_axis(axes, doc["layers"])
+    axes.legend(loc="best")
+    second = f"{found[0]['n_prompts']} prompts, last position read, 95 % intervals"
+    canvas.dress(figure, doc, "What a change makes, paired by prompt", second)
     return figure
 
 

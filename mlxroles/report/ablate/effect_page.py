@@ -11,7 +11,7 @@ from mlxroles.report.ablate import effect_rows as rows
 CAPTIONS = {
     "circuit": "What is left of the repetition gain when heads go pair by pair, those with the "
     "highest scores first; on the right all heads of a kind. Grey: random sets of as many heads "
-    "in the same layers, which may hold heads of the circuit too.",
+    "in the same layers, which hold heads of the circuit where there are not enough others.",
     "heads": "Effect of each head by itself. Frames: the largest three. Circles: heads with an "
     "induction score above .3; squares: with a previous-token score above .3.",
     "effects": "Effect of each ablation with its 95 % interval over prompts; grey marks are the "

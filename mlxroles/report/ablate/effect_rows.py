@@ -172,7 +172,7 @@ def _random(doc: Doc, row: Row, base: Mapping[str, float]) -> str:
     low, high = values[0], values[-1]
     if doc["headline"] == "gain":
         whole = base[row["model"]]
-        return f"{100 * low / whole:.0f} to {100 * high / whole:.0f} %"
+        return f"{round(100 * low / whole)} to {round(100 * high / whole)} %"
     return f"{low:.2g} to {high:.2g}"
 
 

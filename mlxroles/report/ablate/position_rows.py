@@ -34,7 +34,10 @@ def legend(doc: Doc) -> str:
     )
 
 
-_RANDOM = "random: range over other sets of as many heads of the same layers; p is one-sided."
+_RANDOM = (
+    "random: range over sets of as many other heads of the same layers, where there are enough; p "
+    "is one-sided."
+)
 _LEGENDS = {
     "redundancy": "A: heads zero at t. B: values at t-1 zero, of all heads of the layer or "
     "those that the named heads read (spec). NIP: <x, y> / |x|^2 of the layer's attention output "
@@ -199,8 +202,14 @@ def _percent(value: Any, ci: Sequence[Any]) -> str:
     share = number(value)
     if math.isnan(share):
         return "–"
-    low, high = (100 * number(end) for end in ci)
-    return f"{100 * share:.0f} %" + ("" if math.isnan(low) else f" [{low:.0f}, {high:.0f}]")
+    low, high = (number(end) for end in ci)
+    bounds = "" if math.isnan(low) else f" [{_whole(low)}, {_whole(high)}]"
+    return f"{_whole(share)} %{bounds}"
+
+
+def _whole(share: float) -> str:
+    """A share in percent, never as -0."""
+    return f"{round(100 * share) + 0:d}"
 
 
 def _random(null: Mapping[str, Any], *, percent: bool = False) -> list[str]:
@@ -209,4 +218,4 @@ def _random(null: Mapping[str, Any], *, percent: bool = False) -> list[str]:
     p = format_number(number(null.get("p")))
     if math.isnan(low):
         return ["–", p]
-    return [f"{100 * low:.0f} to {100 * high:.0f} %" if percent else f"{low:.2g} to {high:.2g}", p]
+    return [f"{_whole(low)} to {_whole(high)} %" if percent else f"{low:.2g} to {high:.2g}", p]

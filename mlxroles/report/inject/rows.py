@@ -110,9 +110,9 @@ def _right(test: Values) -> list[str]:
     ]
 
 
-def _p(test: Values, key: str) -> str:
+def _p(test: Values, key: str, *, is_marked: bool = True) -> str:
     value = documents.number(test, key)
-    mark = " *" if value <= ALPHA else ""
+    mark = " *" if is_marked and value <= ALPHA else ""
     return format_number(value, ".3f") + mark
 
 
@@ -187,12 +187,14 @@ def heads_grid(doc: Values) -> Grid | None:
         for item in found["items"]:
             for head in item["heads"][:HEADS]:
                 place = f"L{head['layer']}H{head['head']}"
+                at = f"L{found['layer']} x {found['scale']:g}"
                 values = [format_number(head[key], ".3f") for key in ("clean", "injected")]
                 moved = number(head["change"], "+.3f")
-                rows.append([model, item["id"], place, *values, moved, _p(head, "p")])
+                rows.append([model, item["id"], at, place, *values, moved])
+                rows[-1] += [_p(head, "p", is_marked=False), _p(head, "p_max")]
     if not rows:
         return None
-    head = ["model", "prompt", "head", "without", "with", "change", "p"]
+    head = ["model", "prompt", "added", "head", "without", "with", "change", "p", "p, all"]
     return Grid("Attention from the deciding query to the injected positions", head, rows)
 
 
@@ -240,7 +242,7 @@ def legend(doc: Values) -> str:
     """What the columns mean."""
     p = (
         "p: share of draws, the vector among them, as far from the mean of all draws; over all "
-        "spots it is familywise · * p up to .05"
+        "spots, or heads, it is familywise · * p up to .05"
     )
     if doc["mode"] == "battery":
         return (

@@ -62,12 +62,12 @@ def headline_tests(doc: Values, model: str) -> list[Values]:
     for test in tests:
         key = (str(test.get("role")), test["test"])
         best = found.get(key)
-        if best is None or _rank(test) > _rank(best):
+        if best is None or rank(test) > rank(best):
             found[key] = test
     return list(found.values())
 
 
-def _rank(test: Values) -> tuple[float, float]:
+def rank(test: Values) -> tuple[float, float]:
     """Tests in order of evidence: a small p, then a large distance in standard deviations."""
     p = documents.number(test, "p_any")
     return -1.0 if math.isnan(p) else -p, abs(documents.number(test, "t"))
@@ -106,9 +106,12 @@ def verdict(doc: Values, test: Values) -> str:
 
 def _noticing(test: Values) -> str:
     score, excess = (documents.number(test, key) for key in ("value", "excess"))
+    asked = documents.number(test, "shift_detect")
     is_beyond = documents.number(test, "p_any_excess") <= ALPHA
     if score < 0:
         return "the controls move towards Yes more than the question does"
+    if asked <= 0:
+        return "the question does not move towards Yes, the controls move towards No"
     if excess <= 0 or not is_beyond:
         return "what a pull of sure answers towards zero would do too"
     return "the question moves beyond controls and random vectors"
@@ -267,7 +270,8 @@ def _interval(test: Values, key: str, form: Any) -> str:
 def _shares(test: Values) -> str:
     count = f"of {test['n_trials']}, " if "n_trials" in test else ""
     bounds: Sequence[Any] = test.get("value_ci") or ()
-    inside = f"95 % {share(bounds[0])} to {share(bounds[1])}" if len(bounds) == 2 else ""
+    is_known = len(bounds) == 2 and None not in bounds
+    inside = f"95 % {share(bounds[0])} to {share(bounds[1])}" if is_known else ""
     return f"({count}{inside})"
 
 

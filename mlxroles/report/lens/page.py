@@ -25,10 +25,12 @@ _OPEN = 2
 _CAPTIONS = {
     "curves": "The followed string through the layers, at the last position read. Bands: 95 % "
     "bootstrap over prompts, where there are several.",
+    "changes": "What an offer, edits or the other model change, prompt by prompt. Bands: 95 % "
+    "bootstrap over prompts.",
     "grid": "The likeliest token per layer and position, coloured by its probability; bold where "
     "it is what the model says in the end.",
     "gain": "KL of the lens to the model's own answer on held-out texts, plain and tuned, and the "
-    "difference. Bands: 95 % bootstrap over texts.",
+    "difference. Dotted: one answer for every position. Bands: 95 % bootstrap over texts.",
     "parts": "What each part of the model writes to the logit.",
 }
 STYLE = """\

@@ -113,7 +113,7 @@ def facts(doc: Doc) -> list[tuple[str, str]]:
 
 def gain_grid(doc: Doc, model: str) -> Grid:
     """A row per layer of a fitted lens: KL of plain and tuned lens on held-out text, the gain."""
-    head = ["layer", "KL plain", "KL tuned", "gain", "next token", "step"]
+    head = ["layer", "KL plain", "tuned", "constant", "gain", "next token", "step"]
     rows = []
     for row in doc["rows"]:
         if row["model"] != model:
@@ -123,6 +123,7 @@ def gain_grid(doc: Doc, model: str) -> Grid:
                 str(row["layer"]),
                 f"{row['kl_plain']:.3f}",
                 f"{row['kl_tuned']:.3f}",
+                f"{row['kl_constant']:.3f}",
                 bracketed(row, "gain"),
                 bracketed(row, "loss_gain"),
                 str(row["best_step"]),
@@ -157,7 +158,8 @@ def difference_grid(doc: Doc) -> Grid | None:
 
 
 GAIN_LEGEND = (
-    "KL: nats per position to the model's own answer, on held-out texts · gain: plain − tuned, "
+    "KL: nats per position to the model's own answer, on held-out texts · constant: of one answer "
+    "for every position, the mean one of the training texts · gain: plain − tuned, "
     "[95 % bootstrap over texts] · next token: what it gains on the token that follows, nats · "
     "step: the one that is kept, 0 is the plain lens"
 )
@@ -166,6 +168,10 @@ GAIN_LEGEND = (
 def parts_by_name(doc: Doc, most: int = 6) -> dict[str, Doc]:
     """Documents of direct attribution by model, variant and run; of several prompts the first."""
     found: dict[str, Doc] = {}
+    first = (doc.get("parts") or [{}])[0].get("prompt")
     for entry in doc.get("parts") or []:
-        found.setdefault(name(entry), entry)
+        if entry["prompt"] != first:
+            continue
+        which = f", prompt {safe_text(str(entry['prompt']), limit=30)}"
+        found.setdefault(name(entry) + which * (len(doc["prompts"]) > 1), entry)
     return dict(list(found.items())[:most])

@@ -206,10 +206,12 @@ def gain_sentence(doc: Doc) -> str:
         sure = sum(r["gain_ci"][0] > 0 for r in rows if r["gain_ci"][0] is not None)
         best = max(rows, key=lambda r: r["gain"])
         mean = _mean([r["gain"] for r in rows])
+        closer = sum(r["kl_tuned"] < r["kl_constant"] for r in rows)
         said.append(
             f"{model}: KL to the answer {mean:.2f} nats smaller, mean of {len(rows)} layers, most "
             f"at layer {best['layer']} ({best['kl_plain']:.2f} to {best['kl_tuned']:.2f}); 95 % "
-            f"interval of the gain above 0 at {sure} of {len(rows)}"
+            f"interval of the gain above 0 at {sure} of {len(rows)}; a constant answer has "
+            f"{best['kl_constant']:.2f}, and {closer} of {len(rows)} tuned layers are nearer"
         )
     if not said:
         return "Nothing was fitted yet."

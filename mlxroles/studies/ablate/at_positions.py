@@ -20,6 +20,7 @@ from mlxroles.runner import Result
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.summary import SUMMARY, notes_of
 from mlxroles.studies import together
+from mlxroles.studies.ablate.packed import pack_run
 from mlxroles.studies.inputs import Encoded, encoded
 from mlxroles.studies.place import RunPlace, computed_by, vitals
 from mlxroles.studies.subject import Subject
@@ -54,6 +55,10 @@ class LocalTest(Protocol):
 
     def rows(self, length: int, /) -> int:
         """Runs per position, of a prompt of this length."""
+        ...
+
+    def fresh(self, length: int, /) -> int:
+        """Last positions that each run computes for itself, of a prompt of this length."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -193,6 +198,7 @@ class AtPositions:
             doc = self._document(folder, finished)
             doc["estimate"] = watch.stop(finished)
             folder.write_json(SUMMARY, doc)
+            pack_run(folder)
         return doc, finished
 
     def _view(self) -> dict[str, Any]:
@@ -224,7 +230,11 @@ class AtPositions:
         cells, of = self.cells if pending is None else pending, sizes(self.subject)
         work = loads(self.subject, sorted({cell.coords["model"] for cell in cells}))
         for cell in cells:
-            work += passes(of, rows=self._rows(cell), length=cell.coords["position"] + 1)
+            length = cell.coords["position"] + 1
+            fresh = self.test.fresh(length)
+            work += passes(of, rows=self._rows(cell), length=fresh)
+            if fresh < length:  # what comes before runs once
+                work += passes(of, rows=1, length=length - fresh)
             work += Work(unembeds=self._rows(cell), reads=1, measures=1, cells=1)
         return Task("ablate", self.subject, work, 3.0)
 

@@ -20,8 +20,6 @@ from mlxroles.studies.ablate.measures import logit_change
 from mlxroles.studies.ablate.redundancy import RANDOM, drawn_sets
 from mlxroles.studies.subject import Subject
 
-PROMPTS = "crafted"
-"""The packaged prompts that are compared by default."""
 TOP = 10
 """Logits that are listed per condition, of those that rose and of those that fell."""
 
@@ -81,6 +79,10 @@ class Comparison:
     def rows(self, _: int) -> int:
         """Runs per position."""
         return len(BASELINES) + len(self.random)
+
+    def fresh(self, length: int) -> int:
+        """Last positions that each run computes for itself."""
+        return length
 
     def identity(self) -> dict[str, Any]:
         """Everything about the test that changes numbers."""
@@ -226,7 +228,7 @@ class Comparison:
             others = round(changed["mean"] * n)
             text = (
                 f"{wording.within(mean['model'], context)}another token is predicted in "
-                f"{others} of {n} cases, and the mean KL is {kl['mean']:.2g} nats"
+                f"{others} of {n} cases, and the mean KL is {kl['mean']:.3g} nats"
             )
             if np.isfinite(kl["ci"]).all():
                 text += f" (95 % interval {kl['ci'][0]:.2g} to {kl['ci'][1]:.2g})"

@@ -2,7 +2,8 @@
 
 The prompt ends at its position t, at which everything is read. Runs of one prompt under several
 conditions are rows of one batch: each edit scales by a mask of ones and zeros with a row per
-condition. A value head is named by the query head that reads it: with grouped heads, several do.
+condition; what comes before the first edit runs once. A value head is named by the query head that
+reads it: with grouped heads, several do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxroles.backend import mx
-from mlxroles.edits import Edit
+from mlxroles.edits import Edit, onto
 from mlxroles.engine.sweep import worth
 from mlxroles.errors import SpecError
-from mlxroles.heads import head_name
+from mlxroles.forward import Prefix
+from mlxroles.heads import by_layer, head_name
 from mlxroles.models.model import Model
 
 Head = tuple[int, int]
 """Layer and head."""
+
+_KEYS = 16
+"""Keys that runs after a prefix read at once, for each position worth computing at once."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,13 @@ def run(
         SpecError: a layer or head that the model does not have.
         FloatingPointError: what was read is not all finite.
     """
-    rows = max(1, worth() // len(ids))
+    made = list(edits(model, conditions, len(ids)))
+    before = _prefix(model, ids, made)
+    first = before[0].offset if before else 0
+    # rows have the keys of the whole prompt, which is why they are not many times as many
+    rows = max(1, min(worth() // (len(ids) - first), _KEYS * worth() // len(ids)))
     parts = [conditions[i : i + rows] for i in range(0, len(conditions), rows)]
-    found = [_part(model, ids, part, keep, layers, logits=logits) for part in parts]
+    found = [_part(model, ids, part, (before, keep, layers), logits=logits) for part in parts]
     sites = {
         site: {i: np.concatenate([f.sites[site][i] for f in found]) for i in found[0].sites[site]}
         for site in keep
@@ -90,22 +99,34 @@ def run(
     return seen
 
 
+def _prefix(model: Model, ids: Sequence[int], made: Sequence[Edit]) -> list[Prefix] | None:
+    """Keys and values of what comes before the first edit, which is the same in all rows."""
+    first = min((edit.first_position for edit in made), default=len(ids) - 1)
+    anatomy = model.network.anatomy
+    if not anatomy.prefix or not 0 < first <= len(ids) - anatomy.shortest:
+        return None
+    return model.prefix([list(ids[:first])])
+
+
 def _part(
     model: Model,
     ids: Sequence[int],
     conditions: Sequence[Condition],
-    keep: Sequence[str],
-    layers: Sequence[int] | None,
+    how: tuple[list[Prefix] | None, Sequence[str], Sequence[int] | None],
     *,
     logits: bool,
 ) -> Seen:
-    """As ``run``, of conditions that run as one batch."""
+    """As ``run``, of conditions that run as one batch; ``how`` is (prefix, keep, layers)."""
+    before, keep, layers = how
+    first = before[0].offset if before else 0
+    cut = [onto(edit, first, len(ids)) for edit in edits(model, conditions, len(ids))]
     made = model.run(
-        [list(ids)] * len(conditions),
+        [list(ids[first:])] * len(conditions),
         keep,
-        list(edits(model, conditions, len(ids))),
+        [edit for edit in cut if edit is not None],
         "last" if logits else None,
         layers=layers,
+        prefix=before,
         logits=logits,
     )
     sites = {site: {i: _last(site, made[site, i]) for i in made.layers(site)} for site in keep}
@@ -182,28 +203,38 @@ def _sizes(model: Model, layer: int, head: int | None) -> tuple[int, int]:
 
 
 def random_sets(
-    heads: Sequence[Head], n_heads: int, count: int, rng: np.random.Generator
+    heads: Sequence[Head], n_heads: Mapping[int, int], count: int, rng: np.random.Generator
 ) -> list[tuple[Head, ...]]:
     """Other sets with as many heads of the same layers, all different; fewer where there are less.
 
+    Sets without any of the heads come first; others follow where there are not enough of those.
+
     Args:
         heads: The set that they are compared with; it is none of them.
-        n_heads: Heads per layer.
+        n_heads: Layer -> heads that it has.
         count: How many are wanted.
         rng: Draws them.
     """
-    layers = sorted({layer for layer, _ in heads})
-    sizes = [sum(1 for layer, _ in heads if layer == at) for at in layers]
+    own = by_layer(heads)
     seen = {tuple(sorted(heads))}
     found: list[tuple[Head, ...]] = []
-    for _ in range(50 * count):
-        drawn: list[Head] = []
-        for layer, size in zip(layers, sizes, strict=True):
-            chosen = rng.choice(n_heads, size=min(size, n_heads), replace=False)
-            drawn += [(layer, int(head)) for head in sorted(chosen)]
-        if len(found) == count:
-            break
-        if tuple(drawn) not in seen:
-            seen.add(tuple(drawn))
-            found.append(tuple(drawn))
+    for avoided in (True, False):
+        pools = {layer: _pool(n_heads[layer], at, avoided=avoided) for layer, at in own.items()}
+        for _ in range(50 * count):
+            if len(found) == count:
+                return found
+            drawn = tuple(
+                (layer, int(head))
+                for layer, pool in pools.items()
+                for head in sorted(rng.choice(pool, size=len(own[layer]), replace=False))
+            )
+            if drawn not in seen:
+                seen.add(drawn)
+                found.append(drawn)
     return found
+
+
+def _pool(n_heads: int, own: Sequence[int], *, avoided: bool) -> list[int]:
+    """Heads of a layer to draw from: those that are not in the set, if they are enough."""
+    others = [head for head in range(n_heads) if head not in own]
+    return others if avoided and len(others) >= len(own) else list(range(n_heads))

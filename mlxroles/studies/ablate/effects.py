@@ -5,7 +5,7 @@ those of the ablated one. Means are over positions; what comes before the first 
 as it cannot differ.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from mlxroles import probes
 from mlxroles.backend import mx
 from mlxroles.probes import Targets
+from mlxroles.studies.ablate.measures import FLOOR
 
 Numbers = NDArray[np.float64]
-
-FLOOR = 1e-8
-"""What a squared length is taken for at least where it is divided by."""
 
 PROBES = ("p_first_token", "p_union", "log_odds", "entropy")
 """Measures of ``probes`` that are taken after the last token."""
@@ -67,13 +65,6 @@ def two_best(log_probs: mx.array) -> tuple[mx.array, mx.array]:
     top = mx.argmax(log_probs, axis=-1, keepdims=True)
     least = mx.array(-np.inf, dtype=mx.float32)
     return top, mx.argmax(mx.put_along_axis(log_probs, top, least, axis=-1), axis=-1, keepdims=True)
-
-
-def period(tokens: Sequence[int]) -> int | None:
-    """L of a sequence [x, x] of 2 L tokens, L >= 2; None where it does not repeat."""
-    half = len(tokens) // 2
-    whole = len(tokens) == 2 * half and half > 1
-    return half if whole and list(tokens[:half]) == list(tokens[half:]) else None
 
 
 def outputs(clean: Clean, log_probs: mx.array, first: int) -> dict[str, Numbers]:

@@ -14,7 +14,7 @@ TABLE = "candidates.csv"
 
 def is_source(text: str) -> bool:
     """Whether a text names a file or folder and no heads."""
-    return text.endswith(".csv") or "/" in text or Path(text).exists()
+    return bool(text) and (text.endswith(".csv") or "/" in text or Path(text).exists())
 
 
 def read_heads(text: str, top: int) -> list[Head]:

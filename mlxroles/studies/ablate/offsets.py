@@ -61,6 +61,10 @@ class Offsets:
         """Runs per position, of a prompt of this length."""
         return (2 + len(self.random)) * (1 + min(self.count, length - 1))
 
+    def fresh(self, length: int) -> int:
+        """Last positions that each run computes for itself."""
+        return min(self.count + 1, length)
+
     def identity(self) -> dict[str, Any]:
         """Everything about the test that changes numbers."""
         return {

@@ -73,6 +73,10 @@ class Patterns:
         """Runs per position."""
         return 2 + len(self.random)
 
+    def fresh(self, length: int) -> int:
+        """Last positions that each run computes for itself."""
+        return length
+
     def identity(self) -> dict[str, Any]:
         """Everything about the test that changes numbers."""
         return {

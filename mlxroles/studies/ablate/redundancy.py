@@ -61,6 +61,10 @@ class Redundancy:
         """Runs per position."""
         return len(NAMES) + 2 * len(self.random)
 
+    def fresh(self, length: int) -> int:
+        """Last positions that each run computes for itself."""
+        return min(2, length)
+
     @classmethod
     def of(
         cls,
@@ -238,7 +242,8 @@ def drawn_sets(
         )
         return ()
     rng = spread.generator(seed, "random heads")
-    found = conditions.random_sets(heads, n_heads, count, rng)
+    counts = dict.fromkeys(range(subject.n_layers), n_heads)
+    found = conditions.random_sets(heads, counts, count, rng)
     if len(found) < count:
         subject.notes.append(
             f"there are {len(found)} other sets of as many heads of the same layers, so no p is "

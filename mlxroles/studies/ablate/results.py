@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlxroles.store.files import plain_errors, write_atomic, write_json
 from mlxroles.store.summary import SUMMARY
+from mlxroles.studies.ablate.document import TABLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FIGURES, PAGE, TABLE = "figures", "report.html", "effects.csv"
+FIGURES, PAGE = "figures", "report.html"
 EFFECTS = ("effects", "joint")
 """Tests whose document is one of effects; the others are about single positions."""
 

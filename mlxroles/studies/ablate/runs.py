@@ -18,6 +18,7 @@ from mlxroles.probes import Targets
 from mlxroles.prompts import token_texts
 from mlxroles.studies.ablate import effects
 from mlxroles.studies.ablate.ablation import Ablation
+from mlxroles.studies.ablate.document import repeats
 from mlxroles.studies.ablate.effects import Clean, Numbers
 from mlxroles.studies.ablate.how import How, Reference, edits, first_position
 from mlxroles.studies.encoded import Encoded
@@ -70,7 +71,7 @@ class Runs:
     ) -> None:
         self.model, self.prompts, self.positions, self.targets = model, prompts, positions, targets
         self.tokenizer, self.reference = tokenizer, reference
-        self.is_repeated = all(effects.period(prompt.ids) for prompt in prompts)
+        self.is_repeated = all(repeats(prompt.ids) for prompt in prompts)
         self.notes: list[str] = []
         self._blocks = model.network.anatomy.blocks
         self._heads = max((b.heads for b in self._blocks), default=0)

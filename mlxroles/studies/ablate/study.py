@@ -5,6 +5,7 @@ Random sets have as many heads in the same layers; for a direction they are rand
 model is needed here: the cells are computed in ``work`` and summed up in ``document``.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlxroles.store.summary import SUMMARY, notes_of
 from mlxroles.studies import together
 from mlxroles.studies.ablate import document
 from mlxroles.studies.ablate.ablation import Ablation
+from mlxroles.studies.ablate.packed import pack_run
 from mlxroles.studies.ablate.prompts import partners
 from mlxroles.studies.ablate.work import AblateWork, Options
 from mlxroles.studies.encoded import Encoded
@@ -172,6 +174,7 @@ class Ablate:
             doc["estimate"] = watch.stop(finished)
             folder.write_json(SUMMARY, doc)
             document.write_table(folder, doc, self.cells)
+            pack_run(folder)
         return doc, finished
 
     def _view(self) -> dict[str, Any]:
@@ -248,9 +251,9 @@ class Ablate:
         cells, of = self.cells if pending is None else pending, sizes(self.subject)
         work = loads(self.subject, sorted({cell.coords["model"] for cell in cells}))
         one = Work(cells=1)
-        tokens = 0
-        for prompt in self.prompts:
-            tokens += prompt.n_tokens
-            one += passes(of, rows=1, length=prompt.n_tokens, times=0.6)
-        one += Work(unembeds=1, reads=tokens, measures=tokens / 8)
+        lengths = Counter(prompt.n_tokens for prompt in self.prompts)
+        for length, rows in lengths.items():  # prompts of one length run together
+            one += passes(of, rows=rows, length=length, times=0.6)
+        tokens = sum(length * rows for length, rows in lengths.items())
+        one += Work(unembeds=len(lengths), reads=tokens, measures=tokens / 8)
         return Task("ablate", self.subject, work + one * len(cells), 3.0)

@@ -1,6 +1,7 @@
 """What an ablation run found, in one sentence."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def _circuit(doc: Mapping[str, Any], rows: Sequence[Row]) -> str:
     if enough is None:
         most = max(pairs, key=lambda row: row["removed"]["mean"])
         return (
-            f"no number of pairs removes {100 * ENOUGH:.0f} % of the repetition gain; "
+            f"up to {len(pairs)} pairs do not remove {100 * ENOUGH:.0f} % of the repetition gain; "
             f"{_did(doc, most)}{_chance(doc, most)}."
         )
     told = f"{_did(doc, enough)}{_chance(doc, enough)}"
@@ -121,18 +122,13 @@ def _chance(doc: Mapping[str, Any], row: Row) -> str:
     low, high = null["range"]
     if doc["headline"] == "gain":
         whole = doc["baseline"][row["model"]]["gain"]["mean"]
-        middle = 100 * _median(null["values"]) / whole
+        middle = 100 * statistics.median(null["values"]) / whole
         span = f"remove {middle:.0f} % ({100 * low / whole:.0f} to {100 * high / whole:.0f})"
     else:
         way = " either way" if doc["headline"] == "log_odds" else ""
-        middle = _median([abs(value) for value in null["values"]])
+        middle = statistics.median([abs(value) for value in null["values"]])
         span = f"move it by {middle:.2g}{way} ({low:.2g} to {high:.2g})"
     return f"; {null['n']} {what} {span}, p = {null['p']:.2g}"
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, n = sorted(values), len(values)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def _share(removed: Mapping[str, Any]) -> str:

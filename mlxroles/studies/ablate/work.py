@@ -10,16 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlxroles.errors import ModelError
 from mlxroles.events import Cell
-from mlxroles.head_scores import MARKED, HeadScores, head_scores
-from mlxroles.heads import head_name
+from mlxroles.head_scores import HeadScores
 from mlxroles.probes import Targets
 from mlxroles.runner import Result
 from mlxroles.studies.ablate.ablation import Ablation, Head
 from mlxroles.studies.ablate.conditions import random_sets
+from mlxroles.studies.ablate.found_heads import refuse_none, scores_of
 from mlxroles.studies.ablate.how import How, Method
-from mlxroles.studies.ablate.prompts import SCORED, repeats
 from mlxroles.studies.ablate.runs import Runs
 from mlxroles.studies.encoded import Encoded
 from mlxroles.studies.subject import Subject
@@ -123,27 +121,10 @@ class AblateWork:
         wanted = runs.is_repeated or any(ablation.slots for ablation in self.by_key.values())
         scores = None
         if wanted:
-            scored = repeats(self.subject, seed=self.options.seed, stream=SCORED)
-            scores = head_scores(model, [prompt.ids for prompt in scored])
-        if any(ablation.slots for ablation in self.by_key.values()):
-            self._refuse_none(name, scores)
+            scores = scores_of(self.subject, model, seed=self.options.seed)
+            if any(ablation.slots for ablation in self.by_key.values()):
+                refuse_none(self.subject, name, scores)
         self._sides[name] = _Side(runs, scores)
-
-    def _refuse_none(self, name: str, scores: HeadScores | None) -> None:
-        assert scores is not None
-        place = self.subject.sides[name].folder.name
-        who = place if len(self.subject.sides) == 1 else f"{name} ({place})"
-        for kind, word in (("induction", "induction"), ("previous", "previous-token")):
-            ranked = scores.ranked(kind)
-            if not scores.marked(kind):
-                best = ""
-                if ranked:
-                    value = scores.means(kind)[ranked[0]]
-                    best = f": the best, {head_name(*ranked[0])}, scores {value:.2f}"
-                raise ModelError(
-                    f"{who} has no {word} head on repeated random tokens{best} (one scores above "
-                    f"{MARKED}); name heads with --heads"
-                )
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
         """One ablation on all prompts."""
@@ -211,10 +192,9 @@ class AblateWork:
 
     def _sets(self, side: _Side, ablation: Ablation) -> list[tuple[Head, ...]]:
         """Different random sets of as many heads in the same layers."""
-        block = side.runs.model.network.block(ablation.heads[0][0])
-        count = (block.kv_heads or block.heads) if ablation.site == "v" else block.heads
+        counts = {i: _heads_of(side, i, ablation.site) for i, _ in ablation.heads}
         rng = np.random.default_rng([self.options.seed, *ablation.key.encode()])
-        return random_sets(ablation.heads, count, self.options.random, rng)
+        return random_sets(ablation.heads, counts, self.options.random, rng)
 
     def _resolved(self, ablation: Ablation, side: _Side) -> Ablation | None:
         """The ablation with its heads; None where a rank is beyond the last one."""
@@ -235,10 +215,14 @@ class AblateWork:
     @staticmethod
     def _missing(ablation: Ablation, side: _Side) -> str:
         """Why there is nothing to ablate, for heads that the config promised."""
-        blocks = side.runs.model.network.anatomy.blocks
         for layer, head in ablation.heads:
-            block = blocks[layer]
-            count = (block.kv_heads or block.heads) if ablation.site == "v" else block.heads
+            count = _heads_of(side, layer, ablation.site)
             if head >= count:
                 return f"layer {layer} has {count or 'no'} heads"
         return ""
+
+
+def _heads_of(side: _Side, layer: int, site: str) -> int:
+    """Heads of a layer, of values those that hold them."""
+    block = side.runs.model.network.block(layer)
+    return (block.kv_heads or block.heads) if site == "v" else block.heads

@@ -4,7 +4,6 @@ Looked at for the strongest addition of each model alone, beside the random vect
 a head that a random vector moves as far says nothing about what was injected.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,14 @@ import numpy as np
 
 from mlxroles.backend import mx
 from mlxroles.edits import Edit, onto
-from mlxroles.errors import MlxrolesError
+from mlxroles.errors import MlxrolesError, StoreError
 from mlxroles.models.model import Model
-from mlxroles.store.files import write_atomic
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.summary import read_summary
 from mlxroles.studies.inject import scores
 from mlxroles.studies.inject.grid import OUT, Directions, Spot, edits
-from mlxroles.studies.inject.items import Item
-from mlxroles.studies.inject.results import ATTENTION
+from mlxroles.studies.inject.items import TOWARD, Item
+from mlxroles.studies.inject.packed import maps
 
 if TYPE_CHECKING:
     from mlxroles.studies.inject.injection import Injection
@@ -29,37 +27,37 @@ LISTED = 12
 _KEY = ("vector", "layer", "scale")
 
 
-def look(study: "Injection", folder: RunFolder, doc: dict[str, Any]) -> None:
-    """Adds ``attention`` to the document and writes the maps; what is there already is kept.
+def look(study: "Injection", folder: RunFolder, doc: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Adds ``attention`` to the document and returns the maps; what is there already is kept.
 
     Per model: which vector, layer and scale, on which prompts, and the heads that the vector
     moves most, each with its p against the random vectors.
     """
     if study.subject.ranks is not None:
-        return
+        return {}
     stored = read_summary(folder.path).get("attention")
     stored = stored if isinstance(stored, dict) else {}
     arrays = _stored(folder)
     found: dict[str, Any] = {}
-    for side in study.subject.sides:
+    kept: dict[str, np.ndarray] = {}
+    for side in study.subject.sides if _shown(study.asked.items) else ():
         spot = strongest(doc, side)
         if spot is None:
             continue
         old = stored.get(side)
-        if isinstance(old, dict) and all(old.get(k) == spot[k] for k in _KEY) and arrays:
+        mine = {name: image for name, image in arrays.items() if name.startswith(f"{side}/")}
+        if isinstance(old, dict) and all(old.get(k) == spot[k] for k in _KEY) and mine:
             found[side] = old
+            kept |= mine
             continue
         try:
-            found[side], maps = _of_model(study, side, spot)
+            found[side], looked = _of_model(study, side, spot)
         except MlxrolesError as error:
             doc["notes"] = [*doc["notes"], f"no attention maps of {side}: {error}"]
             continue
-        arrays |= maps
+        kept |= looked
     doc["attention"] = found
-    if arrays and found:
-        image = io.BytesIO()
-        np.savez(image, allow_pickle=False, **arrays)
-        write_atomic(folder.path / ATTENTION, image.getvalue())
+    return kept
 
 
 def strongest(doc: Mapping[str, Any], side: str) -> dict[str, Any] | None:
@@ -89,14 +87,10 @@ def strongest(doc: Mapping[str, Any], side: str) -> dict[str, Any] | None:
 
 
 def _stored(folder: RunFolder) -> dict[str, np.ndarray]:
-    path = folder.path / ATTENTION
-    if not path.is_file():
-        return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError):
-        return {}
+        return maps(folder.path)
+    except StoreError:
+        return {}  # damaged: what it held is looked at anew
 
 
 def _of_model(
@@ -105,7 +99,7 @@ def _of_model(
     model = study.subject.model(side)
     found = Directions(study.vectors(side), at["vector"], study.n_random, study.seed)
     spot = Spot(at["layer"], at["scale"])
-    maps, listed = {}, []
+    looked, listed = {}, []
     for item in _shown(study.asked.items):
         clean = looks(model, item, ())
         rows = [
@@ -113,16 +107,19 @@ def _of_model(
             for draw in range(1 + study.n_random)
         ]
         draws = np.stack(rows)
-        maps |= {f"{side}/{item.id}/clean": clean, f"{side}/{item.id}/draws": draws}
+        looked |= {f"{side}/{item.id}/clean": clean, f"{side}/{item.id}/draws": draws}
         listed.append({"id": item.id, "role": item.role, "heads": _heads(clean, draws)})
-    return {**at, "items": listed}, maps
+    return {**at, "items": listed}, looked
 
 
 def _shown(items: Sequence[Item]) -> list[Item]:
-    """The first prompt of the first two roles that a vector is added to."""
+    """The first prompt of the first two roles that a vector is added to.
+
+    Where it is added everywhere all attention goes there, with it and without.
+    """
     firsts: dict[str, Item] = {}
     for item in items:
-        if item.role != "toward":
+        if item.role != TOWARD and len(item.where) < len(item.ids):
             firsts.setdefault(item.role, item)
     return list(firsts.values())[:2]
 
@@ -163,9 +160,10 @@ def _until(edit: Edit, length: int) -> Edit:
 
 
 def _heads(clean: np.ndarray, draws: np.ndarray) -> list[dict[str, Any]]:
-    """The heads that the vector moves most."""
+    """The heads that the vector moves most; ``p_max`` is familywise over all heads."""
     moved = draws - clean
-    null = scores.against_random(moved.reshape(len(moved), -1))
+    flat = moved.reshape(len(moved), -1)
+    null = scores.against_random(flat, np.isfinite(flat).all(axis=0))
     order = np.argsort(-np.nan_to_num(np.abs(moved[0]), nan=-1.0), axis=None, kind="stable")
     found = []
     for at in order[:LISTED]:
@@ -174,6 +172,6 @@ def _heads(clean: np.ndarray, draws: np.ndarray) -> list[dict[str, Any]]:
             break
         about = {"layer": layer, "head": head, "clean": float(clean[layer, head])}
         about |= {"injected": float(draws[0, layer, head]), "change": float(moved[0, layer, head])}
-        p = float(null.p[at]) if np.isfinite(null.p[at]) else None
-        found.append(about | {"p": p})
+        p, p_max = (float(x[at]) if np.isfinite(x[at]) else None for x in (null.p, null.p_max))
+        found.append(about | {"p": p, "p_max": p_max})
     return found

@@ -8,11 +8,13 @@ import numpy as np
 
 from mlxroles import stats
 from mlxroles.events import RunFinished
+from mlxroles.store.files import plain
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.summary import notes_of
 from mlxroles.studies.inject import scores
 from mlxroles.studies.inject.grid import Spot
 from mlxroles.studies.inject.items import AWAY, PROMPT, TOWARD, Item
+from mlxroles.studies.inject.packed import joined
 from mlxroles.studies.inject.tables import cells_of
 from mlxroles.versions import now, versions
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 SCHEMA = "mlxroles/inject/1"
 ALL = "all"
 """Name under which the mean over several vectors stands."""
+
+FEWEST = 4
+"""Values from which an interval is drawn; resampled, fewer say less than they themselves do."""
 
 Numbers = scores.Numbers
 Table = Mapping[str, Any]
@@ -46,12 +51,12 @@ class Answers:
     @cached_property
     def clean(self) -> Numbers:
         """Measures without injection [item, measure]."""
-        return np.stack([arrays["clean"] for arrays in self._arrays])
+        return np.stack([arrays["unedited"] for arrays in self._arrays])
 
     @cached_property
     def values(self) -> Numbers:
         """Measures with injection [item, draw, spot, measure]; all items have the same spots."""
-        return np.stack([arrays["values"] for arrays in self._arrays])
+        return np.stack([joined(arrays) for arrays in self._arrays])
 
     @property
     def roles(self) -> np.ndarray:
@@ -106,7 +111,8 @@ def build(study: "Injection", folder: RunFolder, finished: RunFinished) -> dict[
         "timestamp": now(),
         "versions": versions(),
     }
-    return plain(doc)
+    found: Any = plain(doc)
+    return found
 
 
 Found = Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]
@@ -201,8 +207,7 @@ def _pooled(
     spots = study.grid.spots("detect")
     null = scores.against_random(draws.mean(axis=0), usable)
     beyond = scores.against_random(excess.mean(axis=0), usable)
-    bounds = stats.bootstrap_mean_ci(draws[:, 0], _rng(study, side, ALL))
-    low, high = (np.asarray(bound) for bound in bounds)
+    low, high = _over_vectors(study, side, draws[:, 0])
     mean = draws[:, 0].mean(axis=0)
     for k, spot in enumerate(spots):
         row = {"model": side, "vector": ALL, **spot.document(), "score": mean[k]}
@@ -241,7 +246,7 @@ def _prompt_family(
     null = scores.against_random(shift.mean(axis=0))
     p, kl = (study.asked.readout.names.index(x) for x in ("p", "kl"))
     probability, clean = values[..., p], float(answers.clean[:, p].mean())
-    many = len(answers.items) > 1
+    many = len(answers.items) >= FEWEST
     rng = _rng(study, *about)
     both = np.concatenate([shift[:, 0], probability[:, 0]], axis=1)
     bounds = stats.bootstrap_mean_ci(both, rng) if many else None
@@ -306,10 +311,17 @@ def _localise(study: "Injection", folder: RunFolder, side: str) -> Found:
             row = {"model": side, "vector": ALL, **spot.document(), "right": mean[n]}
             yield row | {**_null(null, n), "chance": 1 / places}, None
         test = _test(side, ALL, "right", null, spots)
-        bounds = stats.bootstrap_mean_ci(draws[:, 0, k], _rng(study, side, ALL))
-        test |= {"value": mean[k], "value_ci": [float(x) for x in bounds], "chance": 1 / places}
+        low, high = _over_vectors(study, side, draws[:, 0])
+        test |= {"value": mean[k], "value_ci": [low[k], high[k]], "chance": 1 / places}
         test |= {"n_vectors": len(draws), "draws": draws.mean(axis=0)[:, k].tolist()}
         yield None, test
+
+
+def _over_vectors(study: "Injection", side: str, own: Numbers) -> Numbers:
+    """The 95 % interval of a mean over vectors [vector, spot]: [2, spot], NaN for few vectors."""
+    if len(own) < FEWEST:
+        return np.full((2, own.shape[1]), np.nan)
+    return np.asarray(stats.bootstrap_mean_ci(own, _rng(study, side, ALL)))
 
 
 # --- shared -----------------------------------------------------------------------------------
@@ -340,18 +352,3 @@ def _per_item(answers: Answers, k: int, measure: int = 0) -> list[dict[str, Any]
         about |= {"clean": clean, "injected": row[0], "random_mean": noise.mean()}
         found.append(about | {"random_low": noise.min(), "random_high": noise.max()})
     return found
-
-
-def plain(value: Any) -> Any:
-    """As JSON holds it: a number that does not exist is None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (np.floating, float)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, (np.integer, np.bool_)):
-        return value.item()
-    return value

@@ -56,6 +56,12 @@ class Grid:
     scales: tuple[float, ...]
     projects: bool = False
 
+    @property
+    def directions(self) -> list[str]:
+        """What is projected out, each in a run of its own: a layer's direction, or ``all``."""
+        found = [str(layer) for layer in self.layers] if self.projects else []
+        return [*found, "all"] if len(found) > 1 else found
+
     def spots(self, role: str) -> tuple[Spot, ...]:
         """What is done to prompts of a role.
 

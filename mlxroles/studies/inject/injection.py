@@ -22,7 +22,7 @@ from mlxroles.store.files import write_atomic
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.reader import read
 from mlxroles.studies import together
-from mlxroles.studies.inject import attention, results
+from mlxroles.studies.inject import attention, packed, results
 from mlxroles.studies.inject.cost import work
 from mlxroles.studies.inject.document import build
 from mlxroles.studies.inject.grid import Directions, Grid, Spot, edits
@@ -132,7 +132,8 @@ class Injection:
             "source": self.source.identity(),
             "layers": list(self.grid.layers),
             "scales": list(self.grid.scales),
-            "projects": self.grid.projects,
+            "directions": self.grid.directions,
+            "readouts": list(self.asked.readout.names),
             "relative": self.relative,
             "random": self.n_random,
             "seed": self.seed,
@@ -171,9 +172,10 @@ class Injection:
     def compute(self, batch: _Batch) -> Iterator[Result]:
         """One prompt under one vector and its random ones, at all layers and strengths.
 
-        The array ``values`` is [draw, spot, measure] with the vector itself as draw 0, ``clean``
-        is [measure]; the journal has the first measure without injection, and how the vector and
-        the mean random one shift it at every spot.
+        The arrays ``added`` [draw, layer, scale, measure] and ``projected`` [draw, direction,
+        measure] have the vector itself as draw 0, ``unedited`` is [measure]. The journal has the
+        first measure without injection, and how the vector and the mean random one shift it at
+        every spot.
         """
         cell = batch.cells[0]
         side, item = cell.coords["model"], self.items[cell.coords["prompt"]]
@@ -200,7 +202,9 @@ class Injection:
             "random": [round(float(x), 6) for x in noise],
         }
         runs = draws * len(spots) * len(item.where)
-        yield Result(cell, line, arrays={"values": values, "clean": base}, tokens=runs)
+        sizes = (len(self.grid.layers), len(self.grid.scales), sum(s.is_out for s in spots))
+        arrays = {**packed.split(values, *sizes), "unedited": base}
+        yield Result(cell, line, arrays=arrays, tokens=runs)
 
     def _unedited(self, side: str, item: Item) -> engine.Clean:
         if self._clean is None or self._clean[0] != (side, item.id):
@@ -232,12 +236,19 @@ class Injection:
             finished = together.run(self, self.cells, folder, emit, title=title, **how)
             self._write_vectors(folder)
             doc = build(self, folder, finished)
-            if finished.interrupted is None:
-                attention.look(self, folder, doc)
+            whole = finished.interrupted is None
+            maps = attention.look(self, folder, doc) if whole else {}
+            packed.pack_run(folder, self._stored_arrays(), maps)
             write_atomic(folder.path / TABLE, table(self, folder).encode())
             doc["estimate"] = watch.stop(finished)
             results.write(folder.path, doc)
         return doc, finished
+
+    def _stored_arrays(self) -> list[str]:
+        spots = {spot for item in self.asked.items for spot in self.spots(item)}
+        is_out = {spot.is_out for spot in spots}
+        names = {False: "added", True: "projected"}
+        return ["unedited", *(name for kind, name in names.items() if kind in is_out)]
 
     def _view(self) -> dict[str, Any]:
         return {
@@ -287,7 +298,7 @@ class Injection:
     def _disk(self) -> int:
         measures = len(self.asked.readout.names)
         spots = sum(len(self.spots(self.items[c.coords["prompt"]])) for c in self.cells)
-        return spots * (1 + self.n_random) * (8 * measures + 120) + (1 << 20)
+        return spots * (1 + self.n_random) * (12 * measures + 120) + (1 << 20)
 
     def task(self, pending: Sequence[Cell] | None = None) -> Task:
         """What there is to do, for an estimate; ``pending`` are cells, all of them without it."""

@@ -126,10 +126,8 @@ class Reader:
         if not self.where.before and asked != "question":
             return self.span(ids, text, asked, named)
         if not prompt.messages:
-            raise PromptError(
-                f"{named} is no conversation, so it has no last message; use --positions all or "
-                "last"
-            )
+            rest = "leave --kv-only out" if self.where.before else "use --positions all or last"
+            raise PromptError(f"{named} is no conversation, so it has no last message; {rest}")
         last = prompt.messages[-1].content
         first = self.span(ids, text, last, named)[0]
         found = tuple(range(first)) if self.where.before else tuple(range(first, n))

@@ -136,7 +136,11 @@ def _where(options: Options) -> Where:
         if options.positions is not None:
             raise PromptError("--kv-only says where to inject; leave --positions out")
         return Where("all", before=True)
-    return Where(options.positions or ("question" if mode == "battery" else "last"))
+    if options.positions is None:
+        return Where("question" if mode == "battery" else "last")
+    if not options.positions.strip():
+        raise PromptError("--positions is empty; give all, last, question, numbers or a text")
+    return Where(options.positions)
 
 
 def _source(
@@ -172,6 +176,11 @@ def _source(
         role: tuple(whole.item(p, role, tools=offers) for p in made[role])
         for _, role, offers in sides
     }
+    if {item.digest for item in items[TOWARD]} == {item.digest for item in items[AWAY]}:
+        raise PromptError(
+            "--toward and --away are the same prompts, so their difference is nothing; name others "
+            "on one side, or --away no-tools"
+        )
     return Contrast(items[TOWARD], items[AWAY], (_contrast_name(options),)), held
 
 

@@ -5,18 +5,18 @@ same again.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mlxroles.plots.inject import inject_figures
 from mlxroles.report import inject as report
 from mlxroles.store.files import plain_errors, write_atomic, write_json
 from mlxroles.store.summary import SUMMARY
+from mlxroles.studies.inject.packed import maps
 
-FIGURES, PAGE, ATTENTION, EDITS = "figures", "report.html", "attention.npz", "strongest.toml"
+FIGURES, PAGE, EDITS = "figures", "report.html", "strongest.toml"
 
 
 def vector_file(side: str, sides: Iterable[str]) -> str:
@@ -42,28 +42,28 @@ def write(path: Path, doc: dict[str, Any]) -> None:
     write_json(path / SUMMARY, doc)
 
 
-def maps(path: Path) -> dict[str, np.ndarray]:
-    """The attention maps of a run by ``MODEL/PROMPT/clean`` and ``.../draws``; empty without."""
-    file = path / ATTENTION
-    if not file.is_file():
-        return {}
-    with plain_errors(file), np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def edit_file(path: Path, doc: Mapping[str, Any]) -> str:
     """The strongest addition as a file of edits, for ``generate --edits`` and ``lens --edits``.
 
-    Of a pair the instruct model's. Empty where nothing was added.
+    Of a pair the instruct model's: the spot that the finding names, or of several vectors the one
+    with the most evidence. Empty where nothing was added.
     """
     side = "instruct" if "instruct" in doc["models"] else next(iter(doc["models"]), "")
-    at = (doc.get("attention") or {}).get(side)
-    if not at or not isinstance(at["scale"], (int, float)):
+    found = [
+        test
+        for test in doc["tests"]
+        if test["model"] == side
+        and test["vector"] in doc["vectors"]
+        and not isinstance(test["scale"], str)
+    ]
+    if not found or doc["mode"] == "localise":
         return ""
-    ref = f"{(path / vector_file(side, doc['models'])).resolve()}#{at['vector']}"
-    positions = doc["positions"] if doc["positions"] in ("all", "last") else "all"
+    at = max(found, key=report.rank)
+    # beside this file, so that the folder can be moved
+    ref = f"{vector_file(side, doc['models'])}#{at['vector']}"
     lines = [
         f"# The strongest addition of run {doc['run_id']}: mlxroles generate --edits THIS_FILE",
+        *_unlike(doc),
         "[[edit]]",
         'site = "resid_post"',
         f"layers = {at['layer']}",
@@ -71,6 +71,19 @@ def edit_file(path: Path, doc: Mapping[str, Any]) -> str:
         f"vector = {json.dumps(ref)}",
         f"scale = {float(at['scale'])!r}",
     ]
-    # without positions the vector stays in place while the answer is written
-    lines += [f'positions = "{positions}"'] if positions != "all" else []
+    where = doc["positions"].strip("'")
+    if where == "last" or re.fullmatch(r"[0-9]+(-[0-9]+)?", where):
+        lines.append(f'positions = "{where}"')
     return "\n".join(lines) + "\n"
+
+
+def _unlike(doc: Mapping[str, Any]) -> list[str]:
+    """What the edit does otherwise than the run did."""
+    where = report.where(doc)
+    if doc["positions"] == "last" or re.fullmatch(r"'[0-9]+(-[0-9]+)?'", doc["positions"]):
+        return []
+    return [
+        f"# The run added it to {where} of each prompt.",
+        "# Here it is added to every position, also of what is generated: write",
+        '# positions = "4-9" for a part of your own prompt.',
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlxroles.store.folder import RunFolder
 from mlxroles.studies.inject.items import Item
+from mlxroles.studies.inject.packed import joined
 
 if TYPE_CHECKING:
     from mlxroles.studies.inject.injection import Injection
@@ -43,7 +44,7 @@ def table(study: "Injection", folder: RunFolder) -> str:
         for n, name in enumerate(study.source.names):
             for item, arrays in cells_of(study, folder, side, name):
                 about = [side, item.id, item.role, item.about, item.text]
-                clean = arrays["clean"]
+                clean = arrays["unedited"]
                 if n == 0:
                     writer.writerow([*about, "", "", "", 0, 0, *_numbers(clean), 0])
                 for line in _lines(study, item, arrays):
@@ -52,7 +53,7 @@ def table(study: "Injection", folder: RunFolder) -> str:
 
 
 def _lines(study: "Injection", item: Item, arrays: dict[str, np.ndarray]) -> Iterator[list[Any]]:
-    values, clean = arrays["values"], arrays["clean"]
+    values, clean = joined(arrays), arrays["unedited"]
     for k, spot in enumerate(study.spots(item)):
         where = [*spot.document().values()]
         count = len(item.ids) if spot.is_out else len(item.where)

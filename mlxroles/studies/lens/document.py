@@ -212,8 +212,15 @@ def _texts(
     study: "LensStudy", read: Sequence[Record], arrays: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, str]:
     """The text of every id that a shown grid or curve names."""
+    variants = list(study.variants)
+
+    def place(record: Record) -> tuple[int, int, bool, bool]:
+        c = record.coords
+        variant = variants.index(str(c["variant"]))
+        return int(str(c["prompt"])), variant, c["lens"] == "plain", c["run"] != "clean"
+
     ids: set[int] = set()
-    for n, record in enumerate(read):
+    for n, record in enumerate(sorted(read, key=place)):  # as ``chosen_grids`` has them
         found = arrays[record.id]
         named = ("top_ids", "end_ids", "token") if n < SHOWN_GRIDS else ()
         for name in named:

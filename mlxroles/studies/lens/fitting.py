@@ -13,7 +13,7 @@ from mlxroles import lens, stats
 from mlxroles.errors import PromptError, SpecError
 from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.lens import Settings, Tuned
-from mlxroles.lens.fitting import Split, split, streams_of
+from mlxroles.lens.fitting import CHECKS, LEAST_TEXTS, Split, batch_size, split, streams_of
 from mlxroles.lens.tuned import SUFFIX
 from mlxroles.plan import cell_id, run_id
 from mlxroles.prompts import Prompt
@@ -36,6 +36,7 @@ DEFAULT_TEXTS = "roles"
 PIECE = 128
 """Tokens of a text that run at once; longer texts are cut."""
 FEW_TOKENS = 5_000
+FEW_HELD_OUT = 6
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post")
 
 
@@ -76,8 +77,22 @@ class LensFit:
         self.subject, self.site, self.seed = subject, site, seed
         self.settings = settings or Settings()
         found = encoded(subject, prompts, note=subject.notes.append)
-        self.texts = _pieces(found)
-        self.split: Split = split(len(self.texts), np.random.default_rng([seed, 1]))
+        self.texts, sources = _pieces(found)
+        apart = len(set(sources)) >= LEAST_TEXTS
+        self.units = sources if apart else list(range(len(self.texts)))
+        """Per piece the text that it is split by: all pieces of a text serve for the same."""
+        self.split: Split = split(max(self.units) + 1, np.random.default_rng([seed, 1]))
+        if not apart:
+            subject.notes.append(
+                f"{len(set(sources))} texts are cut into {len(self.texts)} pieces, and what is "
+                "held out are other pieces of the same texts: on other texts the gain may be "
+                f"smaller; {LEAST_TEXTS} texts or more are held out whole"
+            )
+        held_out = len(self.split.held_out)
+        if held_out < FEW_HELD_OUT:
+            subject.notes.append(
+                f"{held_out} texts are held out: too few for an interval to be believed"
+            )
         n_tokens = sum(t.n_tokens - 1 for t in self.texts)
         if n_tokens < FEW_TOKENS:
             subject.notes.append(
@@ -123,12 +138,14 @@ class LensFit:
         layer, side = cell.coords["layer"], cell.coords["model"]
         model = self.subject.model(side)
         streams = streams_of(model, [t.ids for t in self.texts], layer, site=self.site)
+        streams = streams._replace(text=np.array(self.units)[streams.text])
         order = list(self.subject.sides)
         rng = np.random.default_rng([self.seed, 2, order.index(side), layer])
         found = lens.fit(model, streams, self.split, rng, self.settings)
         values = {
             "kl": found.kl.tolist(),
             "loss": [[None if np.isnan(v) else float(v) for v in row] for row in found.loss],
+            "constant": found.constant.tolist(),
             "best_step": found.best_step,
         }
         arrays = {"weight": found.weight, "bias": found.bias}
@@ -185,9 +202,13 @@ class LensFit:
         each = Work(cells=1, written=4.0 * of.d_model * (of.d_model + 1))
         for text in self.texts:
             each += passes(of, rows=1, length=text.n_tokens)
-        # a step makes logits of the end, of the lens, and goes back through the latter
-        rows = 3 * self.settings.steps * self.settings.batch
-        each += Work(unembeds=3 * self.settings.steps, reads=rows)
+        n_positions = sum(text.n_tokens - 1 for text in self.texts)
+        # a step makes logits of the lens, and goes back through them to the stream
+        steps = self.settings.steps
+        rows = steps * min(batch_size(self.settings, of.vocab), n_positions)
+        # the ends once; what decides when to stop at every look; what is held out with both lenses
+        looks = n_positions * (1 + CHECKS / 10 + 2 / 5)
+        each += Work(unembeds=2 * steps + CHECKS, reads=2 * rows + looks)
         return Task("lens-fit", self.subject, work + each * len(cells), 2.0)
 
     def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
@@ -217,7 +238,7 @@ class LensFit:
             "files": files,
             "rows": rows,
             "texts_used": len(self.texts),
-            "held_out_texts": len(self.split.held_out),
+            "held_out_texts": max((r["n_texts"] for r in rows), default=0),
             "n_tokens": sum(t.n_tokens for t in self.texts),
             "prompts": [{"id": name} for name in dict.fromkeys(t.id for t in self.texts)][:50],
             "settings": vars(self.settings),
@@ -231,6 +252,8 @@ class LensFit:
     def _row(self, cell: Cell, values: Any) -> dict[str, Any]:
         """KL and loss of both lenses on held-out texts, and the gain with its interval."""
         row: dict[str, Any] = {**cell.coords, "best_step": values["best_step"]}
+        row["n_texts"] = len(values["constant"])
+        row["kl_constant"] = float(np.mean(values["constant"]))
         for name, gain in (("kl", "gain"), ("loss", "loss_gain")):
             plain, tuned = np.array(values[name], dtype=np.float64)
             rng = np.random.default_rng([self.seed, 3, *cell.id.encode(), len(name)])
@@ -249,7 +272,7 @@ class LensFit:
         place = self.subject.sides[side]
         meta = {
             "texts": len(self.texts),
-            "held_out": len(self.split.held_out),
+            "held_out": max(r["n_texts"] for r in rows),
             "gain": {str(r["layer"]): [r["gain"], *r["gain_ci"]] for r in rows},
             "kl_plain": {str(r["layer"]): r["kl_plain"] for r in rows},
             "kl_tuned": {str(r["layer"]): r["kl_tuned"] for r in rows},
@@ -268,13 +291,16 @@ class LensFit:
         return str(path)
 
 
-def _pieces(texts: Sequence[Encoded]) -> list[Encoded]:
-    """The texts, long ones cut into pieces of equal size; pieces of one token are left out.
+def _pieces(texts: Sequence[Encoded]) -> tuple[list[Encoded], list[int]]:
+    """The texts, long ones cut into pieces of equal size, and the number of each one's text.
+
+    Pieces of one token are left out; equal texts have one number.
 
     Raises:
         PromptError: nothing is left.
     """
-    found = []
+    found, sources = [], []
+    known: dict[tuple[int, ...], int] = {}
     for text in texts:
         count = -(-text.n_tokens // PIECE)
         for n, ids in enumerate(np.array_split(np.array(text.ids), count)):
@@ -283,6 +309,7 @@ def _pieces(texts: Sequence[Encoded]) -> list[Encoded]:
                 name = text.id if count == 1 else f"{text.id}.{n}"
                 digest = text.digest if count == 1 else f"{text.digest}.{n}"
                 found.append(replace(text, id=name, ids=piece, digest=digest))
+                sources.append(known.setdefault(text.ids, len(known)))
     if not found:
         raise PromptError("the texts have one token each; a tuned lens needs longer ones")
-    return found
+    return found, sources

@@ -50,8 +50,8 @@ class Where:
         return sorted(found)
 
     def _tail(self) -> int | None:
-        match = re.fullmatch(r"last (\d{1,9})", self.text)
-        return max(1, int(match[1])) if match else None
+        match = re.fullmatch(r"last ([1-9]\d{0,8})", self.text)
+        return int(match[1]) if match else None
 
     def _spans(self) -> list[tuple[int, int]]:
         found = []

@@ -189,7 +189,7 @@ def _csv(doc: Mapping[str, Any], found: list[dict[str, np.ndarray]]) -> str:
 
 def _gain_csv(doc: Mapping[str, Any]) -> str:
     """A line per model and layer of a fitted lens."""
-    names = ("kl_plain", "kl_tuned", "gain", "loss_plain", "loss_tuned", "loss_gain")
+    names = ("kl_plain", "kl_tuned", "kl_constant", "gain", "loss_plain", "loss_tuned", "loss_gain")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = [f"{name}_{end}" for name in ("gain", "loss_gain") for end in ("low", "high")]
