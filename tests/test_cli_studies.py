@@ -238,7 +238,7 @@ def test_a_dry_run_loads_and_writes_nothing(call, models, tmp_path, command, mon
         (["patch", "--pair", "tiny", "--site", "qq"], "resid_post"),
         (["patch", "--pair", "tiny", "--token-ids", "a"], "508 or 5,6"),
         (["patch", "--pair", "tiny", "--resident", "3"], "1<=x<=2"),
-        (["probe"], "name a pair"),
+        (["probe"], "name a model with --model, a pair"),
         (["probe", "--model", "x", "--pair", "tiny"], "exclude each other"),
         (["capture"], "--model"),
         (["capture", "--model", "x"], "--ids"),

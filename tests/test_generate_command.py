@@ -112,7 +112,7 @@ def test_two_prompts_are_told_apart(call):
 @pytest.mark.parametrize(
     ("args", "status", "told"),
     [
-        ((), 2, "name a model with --model, or a pair with --pair"),
+        ((), 2, "name a model with --model, a pair with --pair"),
         (("--pair", "tiny", "--model", "tiny/base"), 2, "exclude each other"),
         (("--pair", "tiny", "--edits", "nowhere.toml"), 2, "there is no file"),
         (("--pair", "tiny", "--temperature", "-1"), 2, "--temperature"),

@@ -6,13 +6,14 @@ import click
 
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
-    loading,
+    chosen_subject,
     measured_options,
     model_options,
+    model_or_pair_options,
     prompt_options,
     two_model_options,
 )
-from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.options import run_options
 from mlxroles.cli.output import print_json, print_time
 from mlxroles.cli.results import (
     drift_option,
@@ -32,8 +33,7 @@ METHODS = ("zero", "scale", "mean", "resample")
 
 
 @click.command("ablate")
-@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
-@pair_options
+@model_or_pair_options
 @click.option(
     "--test",
     type=click.Choice(TESTS),
@@ -117,21 +117,9 @@ def command(**given: Any) -> int:
       mlxroles ablate --pair tiny --direction vectors.h5#tools
       mlxroles ablate --pair tiny --heads L1H4,L2H7 --test redundancy
     """  # noqa: D301
-    if given["model_ref"] is not None and (
-        given["pair_name"] or given["base"] or given["instruct"]
-    ):
-        raise click.UsageError("--model and a pair exclude each other")
-    pair = None
-    if given["model_ref"] is None:
-        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+    subject = chosen_subject(given)
     from mlxroles.cli.ablate_study import planned
-    from mlxroles.studies.subject import Subject, fitting
 
-    if pair is None:
-        subject = Subject.of_model(given["model_ref"], **loading(given))
-    else:
-        subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject)
     study = planned(subject, given)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])

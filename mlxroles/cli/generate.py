@@ -9,15 +9,14 @@ import click
 
 from mlxroles.cli.inputs import (
     chosen_prompts,
-    loading,
+    chosen_subject,
     model_options,
+    model_or_pair_options,
     prompt_options,
     two_model_options,
 )
 from mlxroles.cli.options import (
-    chosen_pair,
     json_option,
-    pair_options,
     plain_option,
     seed_option,
 )
@@ -30,8 +29,7 @@ END = 60
 
 
 @click.command("generate")
-@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
-@pair_options
+@model_or_pair_options
 @prompt_options
 @click.option(
     "--chat-template/--raw",
@@ -106,27 +104,14 @@ def _asked(given: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     Raises:
         click.UsageError: a model and a pair, or neither.
     """
-    named = given["pair_name"] or given["base"] or given["instruct"]
-    if given["model_ref"] is not None and named:
-        raise click.UsageError("--model and a pair exclude each other")
-    if given["model_ref"] is None and not named:
-        raise click.UsageError("name a model with --model, or a pair with --pair")
-    pair = None
-    if given["model_ref"] is None:
-        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
     if given["edits"] is not None and not given["edits"].is_file():
         raise click.UsageError(f"--edits: there is no file {str(given['edits'])!r}")
     from mlxroles.models.generate import Settings
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.generation import Asked, how_asked
     from mlxroles.studies.inputs import DEFAULT_PROMPT, encoded
-    from mlxroles.studies.subject import Subject, fitting
 
-    if pair is None:
-        subject = Subject.of_model(given["model_ref"], **loading(given))
-    else:
-        subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject)
+    subject = chosen_subject(given)
     subject.on_load = note
     prompts = chosen_prompts(given) or load_prompts(DEFAULT_PROMPT)
     raw = given["chat_template"] is False

@@ -8,13 +8,14 @@ import click
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
     chosen_prompts,
-    loading,
+    chosen_subject,
     measured_options,
     model_options,
+    model_or_pair_options,
     prompt_options,
     two_model_options,
 )
-from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.options import run_options
 from mlxroles.cli.output import note, print_json, print_time
 from mlxroles.cli.results import (
     drift_option,
@@ -100,8 +101,7 @@ def where_options(command: Command) -> Command:
 
 
 @click.command("inject")
-@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
-@pair_options
+@model_or_pair_options
 @what_options
 @where_options
 @click.option(
@@ -137,21 +137,9 @@ def command(**given: Any) -> int:
       mlxroles inject --pair tiny --toward offers --away no-tools
       mlxroles inject --model DIR --vector FILE#NAME --prompt "TEXT" --tokens "STRING"
     """  # noqa: D301
-    if given["model_ref"] is not None and (
-        given["pair_name"] or given["base"] or given["instruct"]
-    ):
-        raise click.UsageError("--model and a pair exclude each other")
-    pair = None
-    if given["model_ref"] is None:
-        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+    subject = chosen_subject(given)
     from mlxroles.studies.inject.planned import Options, planned
-    from mlxroles.studies.subject import Subject, fitting
 
-    if pair is None:
-        subject = Subject.of_model(given["model_ref"], **loading(given))
-    else:
-        subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject)
     names = ("concepts", "toward", "away", "vectors", "layers", "scales", "positions", "kv_only")
     names += ("test", "battery", "strings", "token_ids", "n_random", "relative", "seed")
     options = Options(prompts=tuple(chosen_prompts(given)), **{name: given[name] for name in names})

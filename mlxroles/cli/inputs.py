@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mlxroles.cli.options import chosen_pair, pair_options
 from mlxroles.errors import PromptError
+
+if TYPE_CHECKING:
+    from mlxroles.studies.subject import Subject
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -63,6 +67,42 @@ def model_options(command: Command) -> Command:
         is_flag=True,
         help="Go on with a prompt longer than a sliding window that mlx_lm ignores.",
     )(command)
+
+
+def model_or_pair_options(command: Command) -> Command:
+    """Adds ``--model`` and the options of a pair; see :func:`chosen_subject`."""
+    command = pair_options(command)
+    return click.option(
+        "--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id."
+    )(command)
+
+
+def chosen_subject(given: dict[str, Any]) -> "Subject":
+    """The model or pair that the options name, not loaded.
+
+    Raises:
+        click.UsageError: a model and a pair, or neither.
+        MlxrolesError: there is no such model, or two models that do not fit together.
+    """
+    named = given["pair_name"] or given["base"] or given["instruct"]
+    if given["model_ref"] is not None and named:
+        raise click.UsageError("--model and a pair exclude each other")
+    if given["model_ref"] is None and not named:
+        raise click.UsageError(
+            "name a model with --model, a pair with --pair, or two models with --base and "
+            "--instruct"
+        )
+    pair = None
+    if given["model_ref"] is None:
+        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+    from mlxroles.studies.subject import Subject, fitting
+
+    if pair is None:
+        subject = Subject.of_model(given["model_ref"], **loading(given))
+    else:
+        subject = Subject.of_pair(pair, **loading(given))
+    subject.resident = given["resident"] or fitting(subject)
+    return subject
 
 
 def two_model_options(command: Command) -> Command:

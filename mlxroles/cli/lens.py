@@ -8,13 +8,14 @@ import click
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
     chosen_prompts,
-    loading,
+    chosen_subject,
     measured_options,
     model_options,
+    model_or_pair_options,
     prompt_options,
     two_model_options,
 )
-from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.options import run_options
 from mlxroles.cli.output import print_json, print_time
 from mlxroles.cli.results import (
     drift_option,
@@ -32,8 +33,7 @@ SITES = ("resid_post", "resid_pre", "resid_mid", "attn_out", "mlp_out")
 
 
 @click.command("lens")
-@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
-@pair_options
+@model_or_pair_options
 @prompt_options
 @measured_options
 @click.option(
@@ -93,26 +93,10 @@ def command(**given: Any) -> int:
       mlxroles lens --pair tiny --fit --prompt texts.txt
       mlxroles lens --pair tiny --tuned results/lens-fit_tiny/RUN --open
     """  # noqa: D301
-    named = given["pair_name"] or given["base"] or given["instruct"]
-    if given["model_ref"] is not None and named:
-        raise click.UsageError("--model and a pair exclude each other")
     study = _fit(given) if given["fit"] else _reading(given)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
     return _run(study, given)
-
-
-def _subject(given: dict[str, Any]) -> Any:
-    """The model or pair that the options name."""
-    from mlxroles.studies.subject import Subject, fitting
-
-    if given["model_ref"] is not None:
-        subject = Subject.of_model(given["model_ref"], **loading(given))
-    else:
-        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
-        subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject)
-    return subject
 
 
 def _reading(given: dict[str, Any]) -> Any:
@@ -127,7 +111,7 @@ def _reading(given: dict[str, Any]) -> Any:
         given["site"], Where(given["positions"]), given["tuned"], given["edits"], given["parts"]
     )
     return LensStudy(
-        _subject(given),
+        chosen_subject(given),
         chosen_prompts(given) or load_prompts(DEFAULT_PROMPT),
         variants(no_tools=given["no_tools"], system=None),
         view,
@@ -153,7 +137,7 @@ def _fit(given: dict[str, Any]) -> Any:
     from mlxroles.studies.lens.fitting import DEFAULT_TEXTS, LensFit
 
     prompts = chosen_prompts(given) or load_prompts(DEFAULT_TEXTS)
-    return LensFit(_subject(given), prompts, site=given["site"], seed=given["seed"])
+    return LensFit(chosen_subject(given), prompts, site=given["site"], seed=given["seed"])
 
 
 def _plan_lines(plan: dict[str, Any]) -> None:

@@ -7,13 +7,14 @@ import click
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import (
     chosen_prompts,
-    loading,
+    chosen_subject,
     measured_options,
     model_options,
+    model_or_pair_options,
     prompt_options,
     two_model_options,
 )
-from mlxroles.cli.options import chosen_pair, pair_options, run_options
+from mlxroles.cli.options import run_options
 from mlxroles.cli.output import print_json, print_time
 from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
 from mlxroles.cli.shared import shard_option
@@ -21,8 +22,7 @@ from mlxroles.text import format_bytes
 
 
 @click.command("probe")
-@click.option("--model", "model_ref", metavar="DIR", help="One model: a folder or a Hub id.")
-@pair_options
+@model_or_pair_options
 @prompt_options
 @measured_options
 @click.option("--no-tools", is_flag=True, help="Also ask without the tools that the prompt offers.")
@@ -44,23 +44,11 @@ def command(**given: Any) -> int:
       mlxroles probe --pair tiny --no-tools
       mlxroles probe --model DIR --prompt "TEXT" --tokens "<tool_call>" --json
     """  # noqa: D301
-    if given["model_ref"] is not None and (
-        given["pair_name"] or given["base"] or given["instruct"]
-    ):
-        raise click.UsageError("--model and a pair exclude each other")
-    pair = None
-    if given["model_ref"] is None:
-        pair = chosen_pair(given["pair_name"], given["base"], given["instruct"])
+    subject = chosen_subject(given)
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.inputs import DEFAULT_PROMPT
     from mlxroles.studies.probe import Probe, variants
-    from mlxroles.studies.subject import Subject, fitting
 
-    if pair is None:
-        subject = Subject.of_model(given["model_ref"], **loading(given))
-    else:
-        subject = Subject.of_pair(pair, **loading(given))
-    subject.resident = given["resident"] or fitting(subject)
     probe = Probe(
         subject,
         chosen_prompts(given) or load_prompts(DEFAULT_PROMPT),
