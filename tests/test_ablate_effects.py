@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from tiny_models import tiny, tiny_llama
 
-from mlxroles import head_scores, pairs
+from mlxroles import head_scores, pairs, vectors
 from mlxroles.backend import mx
 from mlxroles.edits import Edit
 from mlxroles.errors import ModelError, PromptError, SpecError
@@ -27,6 +27,7 @@ from mlxroles.studies.ablate.work import Options
 from mlxroles.studies.encoded import Encoded
 from mlxroles.studies.place import RunPlace
 from mlxroles.studies.subject import Subject
+from mlxroles.vectors import Vectors
 
 SIZES = Sizes(n_layers=4, n_heads=4, n_kv_heads=2)
 LENGTHS = (6, 9, 9)
@@ -578,3 +579,15 @@ def test_a_direction_is_held_against_random_ones(call, tmp_path, monkeypatch):
     hostile |= {"prompts": [{"id": "<script>", "n_tokens": 2}], "measured": "<script>"}
     page = effect_page.html(hostile, {})
     assert not any(bad in page for bad in ("<script", "<img", "<b>"))
+
+
+def test_a_direction_of_another_model_is_said_in_the_notes(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    array = np.random.default_rng(0).standard_normal((1, 6, 128)).astype(np.float32)
+    made = Vectors(("push",), array, tuple(range(6)), model={"sha256": "0" * 64})
+    vectors.write(tmp_path / "v.h5", made)
+    given = ("--direction", "v.h5", "--prompt", "The dog sees", "--random", "0", "--tokens", " a")
+    status, out, err = call("ablate", "--model", "tiny/instruct", *given, "--json")
+    assert status == 0, err
+    notes = json.loads(out)["notes"]
+    assert "model: vector 'v.h5' was taken from another model" in notes

@@ -23,6 +23,9 @@ from mlxroles.forward import forward
 from mlxroles.models.load import wrap
 
 BOUND = 1e-5
+ROUNDING = {"muse_spark": 4e-3}
+"""Bounds of models that round their stream to bfloat16 on the way, whatever their weights are in: a
+last digit may tip a rounding, which is 2**-8 of the value."""
 LLAMAS = {
     "one layer": {"num_hidden_layers": 1},
     "two layers": {"num_hidden_layers": 2, "num_key_value_heads": 4},
@@ -69,6 +72,10 @@ class Case(NamedTuple):
     @property
     def model(self):
         return model_of(self.name)
+
+    @property
+    def bound(self):
+        return ROUNDING.get(self.name, BOUND)
 
     def clean(self, known="none"):
         """The clean run that keeps no site, or the first edits' where all layers have them.
@@ -207,11 +214,11 @@ def test_rows_equal_plain_runs(case, known):
     own = case.clean(known)
     for prompt in range(case.tokens.shape[0]):
         plain = forward(case.model.network, case.tokens[prompt : prompt + 1], read=case.read)
-        check(own.logits[prompt], logits_of(plain)[0])
+        check(own.logits[prompt], logits_of(plain)[0], case.bound)
     for row, answer in zip(case.rows, swept(case, own), strict=True):
-        check(answer.logits, case.plain(row))
+        check(answer.logits, case.plain(row), case.bound)
         assert answer.logits.dtype == np.float32
-        check(case.model.unembed(answer.final[None])[0], answer.logits, 2 * BOUND)
+        check(case.model.unembed(answer.final[None])[0], answer.logits, 2 * case.bound)
 
 
 @few(40)
@@ -235,9 +242,9 @@ def test_neither_order_nor_company_of_a_row_matters(case, random):
     shuffled = swept(case, own, [case.rows[n] for n in order])
     for n, row in enumerate(case.rows):
         [alone] = engine.run(case.model.network, own, [row])
-        check(together[n].logits, alone.logits)
-        check(shuffled[order.index(n)].logits, alone.logits)
-        check(together[n].final, alone.final)
+        check(together[n].logits, alone.logits, case.bound)
+        check(shuffled[order.index(n)].logits, alone.logits, case.bound)
+        check(together[n].final, alone.final, case.bound)
 
 
 @few(30)
@@ -246,7 +253,7 @@ def test_cutting_rows_into_batches_by_memory_changes_nothing(case):
     own = case.clean("all")
     free = swept(case, own)
     for answer, tight in zip(free, swept(case, own, memory=1), strict=True):
-        check(tight.logits, answer.logits)
+        check(tight.logits, answer.logits, case.bound)
 
 
 @few(30)
@@ -266,7 +273,7 @@ def test_a_batch_that_does_not_fit_is_halved(case, most, error):
         patch.setattr(module, "run_batch", small)
         answers = engine.run(network, own, case.rows)
     for row, answer in zip(case.rows, answers, strict=True):
-        check(answer.logits, case.plain(row))
+        check(answer.logits, case.plain(row), case.bound)
     assert tried[0] == len(case.rows)
     assert sum(n for n in tried if n <= most) == len(case.rows)
 
@@ -297,7 +304,7 @@ def test_an_edit_that_replaces_by_the_same_value_changes_no_bit(data):
     edit = Edit(site, layer, 0.0, positions=some)
     edit = Edit(site, layer, selected(edit, own.value(site, layer)), positions=some)
     [answer] = engine.run(network, own, [Row((edit,))])
-    check(answer.logits, own.logits[0])
+    check(answer.logits, own.logits[0], case.bound)
 
 
 @few(40)
@@ -312,7 +319,7 @@ def test_positions_after_the_last_one_read_have_no_effect_at_all(case, data):
     edit = Edit(site, layer, 0.7, "add", [length + 1, length])
     own = engine.clean(network, longer, read=case.read)
     [answer] = engine.run(network, own, [Row((edit,), prompt)])
-    check(answer.logits, own.logits[prompt])
+    check(answer.logits, own.logits[prompt], case.bound)
     if network.anatomy.resumable:
         assert same(answer.logits, own.logits[prompt])
 

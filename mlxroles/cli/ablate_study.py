@@ -161,6 +161,7 @@ def _direction(subject: Subject, given: Given) -> tuple[list[Ablation], dict[int
         layers = ablation.chosen_layers(given["layers"], subject.n_layers)
         read = {layer: vectors.read(text, layer=layer, **sizes) for layer in layers}
         name = read[layers[0]].single
+        subject.note_origin(text, read[layers[0]].model)
         directions = {layer: found.unit(name, layer) for layer, found in read.items()}
         return [ablation.direction(name, layers)], directions
     try:
@@ -170,6 +171,7 @@ def _direction(subject: Subject, given: Given) -> tuple[list[Ablation], dict[int
             raise
         raise VectorError(f"{error} with --layers, or --layers all for everywhere") from error
     name = found.single
+    subject.note_origin(text, found.model)
     own = found.layers_of(name)
     layers = tuple(range(subject.n_layers)) if len(own) == 1 else own
     directions = {n: found.unit(name, own[0] if len(own) == 1 else n) for n in layers}

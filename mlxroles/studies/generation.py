@@ -91,7 +91,8 @@ class Asked:
             edits = EditSet()
             if text.edited and self.edits is not None:
                 edits = found = read_edits(self.edits, model, prompt.n_tokens)
-                self._note_origins(edits, text.model)
+                for name, taken_from in edits.origins:
+                    self.subject.note_origin(name, {"sha256": taken_from}, text.model)
             pieces = stream(
                 model,
                 prompt.ids,
@@ -105,14 +106,6 @@ class Asked:
                 _finish(live, group, watch)
         _finish(live, group, watch)
         return found
-
-    def _note_origins(self, edits: EditSet, side: str) -> None:
-        """Says which vectors were taken from another model than the one that they act on."""
-        for name, taken_from in edits.origins:
-            if taken_from != self.subject.sides[side].identity["sha256"]:
-                self.subject.notes.append(
-                    f"{side}: vector '{safe_text(name, limit=80)}' was taken from another model"
-                )
 
 
 def _finish(

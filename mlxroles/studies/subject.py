@@ -24,7 +24,7 @@ from mlxroles.pairs import Pair, resolve
 from mlxroles.prompts import same_tokenizer, tokenizer_digest
 from mlxroles.ranks import Ranks
 from mlxroles.snapshots import read_config, weight_files
-from mlxroles.text import format_bytes
+from mlxroles.text import format_bytes, safe_text
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim")
@@ -278,6 +278,22 @@ class Subject:
     def tokenizer_identity(self) -> dict[str, Any] | None:
         """Digests of vocabulary and chat template, or None without a tokenizer."""
         return None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
+
+    def note_origin(self, name: str, model: Mapping[str, Any] | None, *sides: str) -> None:
+        """Notes where a vector was taken from another model than one that it acts on.
+
+        Args:
+            name: The vector.
+            model: What identifies the model that it was taken from; None where that is unknown.
+            sides: On whom it acts; all without it.
+        """
+        taken_from = None if model is None else model.get("sha256")
+        for side in sides or self.sides:
+            if taken_from is None or taken_from == self.sides[side].identity["sha256"]:
+                continue
+            text = f"{side}: vector '{safe_text(name, limit=80)}' was taken from another model"
+            if text not in self.notes:
+                self.notes.append(text)
 
     def tell(self, emit: Emit) -> None:
         """Has a run's events told of loading, and of batches that had to become smaller."""

@@ -162,6 +162,7 @@ def from_files(refs: Sequence[str], subject: Subject, layer: int | None) -> File
         vectors.read(ref, n_layers=subject.n_layers, d_model=width, layer=layer) for ref in refs
     ]
     for ref, part in zip(refs, parts, strict=True):
+        subject.note_origin(ref, part.model)
         if part.site != "resid_post":
             raise PromptError(
                 f"{safe_text(ref, limit=80)} holds vectors of {part.site}; only those of "

@@ -226,6 +226,8 @@ class LensStudy:
 
         ids, _ = self._place(cell)
         found = read_edits(self.view.edits, model, len(ids))
+        for name, taken_from in found.origins:
+            self.subject.note_origin(name, {"sha256": taken_from}, cell.coords["model"])
         if found.generated and not found.in_prompt:
             raise SpecError(
                 f"{shown(self.view.edits)} only edits what is generated, and a lens generates "
