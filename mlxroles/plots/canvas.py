@@ -25,6 +25,7 @@ BLUE, ORANGE, RED, GREY, PURPLE = "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#
 BROWN, VERMILION, OLIVE, SLATE, CYAN = "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"
 """The petroff10 palette (Petroff 2021): told apart with every kind of colour vision."""
 
+MODEL_COLORS = {"base": ORANGE, "instruct": BLUE, "model": BLUE}
 DIRECTION_COLORS = {"instruct_to_base": BLUE, "base_to_instruct": ORANGE}
 CONTROL_COLORS = (PURPLE, "#717581", "#a96b59")
 CONTROL_MARKERS = ("x", "+", "1")

@@ -21,7 +21,6 @@ _MOST_LISTED = 40
 _MOST_NAMED = 6
 _NARROWEST = 6.4
 """Inches that the title takes."""
-_COLORS = {"base": canvas.ORANGE, "instruct": canvas.BLUE, "model": canvas.BLUE}
 
 
 def effect_figures(doc: Doc, folder: Path) -> dict[str, str]:
@@ -112,7 +111,7 @@ def _circuit(axes: Axes, doc: Doc, model: str) -> None:
     spots = [*places, *(far + n for n in range(len(alls)))]
     axes.axhline(whole, color=canvas.SLATE, linewidth=1, linestyle="--", label="nothing ablated")
     axes.axhline(0, color="#999999", linewidth=0.8)
-    color = _COLORS.get(model, canvas.BLUE)
+    color = canvas.MODEL_COLORS.get(model, canvas.BLUE)
     for x, row in zip(spots, [*pairs, *alls], strict=True):
         null = row.get("null") or {"values": []}
         left = [whole - value for value in null["values"]]
@@ -275,7 +274,7 @@ def effects(doc: Doc) -> Figure | None:
             xerr=[low, high],
             linestyle="none",
             marker="o",
-            color=_COLORS.get(model, canvas.BLUE),
+            color=canvas.MODEL_COLORS.get(model, canvas.BLUE),
             capsize=2,
         )
         axes.axvline(0, color="#999999", linewidth=0.8)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mlxroles import documents
 from mlxroles.plots import canvas
-from mlxroles.plots.inject.strengths import MODEL_COLORS, NARROWEST, about, unit
+from mlxroles.plots.inject.strengths import NARROWEST, about, unit
 from mlxroles.report.inject.rows import ROLES
 from mlxroles.report.inject.wording import ALL, headline_tests, spot
 
@@ -75,7 +75,7 @@ def prompts(doc: Doc) -> Figure | None:
 def _prompt_panel(axes: Axes, test: Test) -> None:
     items = test["items"]
     at = np.arange(len(items))
-    color = MODEL_COLORS.get(test["model"], canvas.GREY)
+    color = canvas.MODEL_COLORS.get(test["model"], canvas.GREY)
     low, high = ([item[f"random_{k}"] for item in items] for k in ("low", "high"))
     if None not in low:
         axes.vlines(at, low, high, color="#c4c4c4", linewidth=5, zorder=1, label="random vectors")
@@ -133,7 +133,7 @@ def draws(doc: Doc) -> Figure | None:
         values = np.array(test["draws"], dtype=np.float64)
         up = row + rng.uniform(-0.16, 0.16, len(values) - 1)
         axes.plot(values[1:], up, "o", color=canvas.GREY, alpha=0.75, markersize=4.5)
-        color = MODEL_COLORS.get(test["model"], canvas.RED)
+        color = canvas.MODEL_COLORS.get(test["model"], canvas.RED)
         axes.plot(values[0], row, "D", color=color, markersize=7, zorder=4)
         p = documents.number(test, "p_any")
         text = f"p = {p:.3f} over {canvas.counted(test['n_spots'], 'spot')}"

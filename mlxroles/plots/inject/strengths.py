@@ -17,7 +17,6 @@ from mlxroles.report.inject.wording import ALL, ALPHA, headline_tests, number, s
 Doc = Mapping[str, Any]
 Family = tuple[str, str, tuple[str, str] | None]
 
-MODEL_COLORS = {"base": canvas.ORANGE, "instruct": canvas.BLUE, "model": canvas.BLUE}
 NARROWEST = 6.8
 """Inches in which the title and the small print have room."""
 _MAIN = {"battery": "score", "prompts": "shift", "localise": "right"}
@@ -187,7 +186,7 @@ def dose(doc: Doc) -> Figure | None:
     figure = canvas.new_figure(max(3.4 * width + 3.0, NARROWEST), 3.9)
     panels = figure.subplots(1, width, squeeze=False)[0]
     for model, test, rows in curves:
-        color = MODEL_COLORS.get(model, canvas.GREY)
+        color = canvas.MODEL_COLORS.get(model, canvas.GREY)
         name = f"{model}, layer {test['layer']}"
         name += f" ({test['role']})" if "role" in test else ""
         _band(panels[0], rows, (key, "random_low", "random_high"), color, name)

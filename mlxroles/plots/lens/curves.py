@@ -17,7 +17,6 @@ from mlxroles.text import show_token
 Doc = Mapping[str, Any]
 Numbers = NDArray[np.float64]
 
-COLORS = {"base": canvas.BLUE, "instruct": canvas.ORANGE, "model": canvas.BLUE}
 _OTHERS = (canvas.PURPLE, canvas.BROWN, canvas.OLIVE, canvas.SLATE, canvas.RED, canvas.CYAN)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _PANELS = (
@@ -136,9 +135,10 @@ def _colors(shown: Sequence[Doc]) -> list[str]:
     """A colour per curve: the models' own for the usual ones."""
     found, others = [], list(_OTHERS)
     for entry in shown:
-        usual = entry["variant"] == "default" and entry["run"] == "clean"
-        usual = usual and entry["lens"] == shown[0]["lens"] and entry["model"] in COLORS
-        found.append(COLORS[entry["model"]] if usual else others[0])
+        color = canvas.MODEL_COLORS.get(entry["model"])
+        usual = entry["variant"] == "default" and entry["run"] == "clean" and color is not None
+        usual = usual and entry["lens"] == shown[0]["lens"]
+        found.append(color if color is not None and usual else others[0])
         if not usual:
             others = [*others[1:], others[0]]
     return found

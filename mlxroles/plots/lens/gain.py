@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mlxroles.plots import canvas
-from mlxroles.plots.lens.curves import COLORS
 from mlxroles.plots.lines import Series, curve, view
 
 Doc = Mapping[str, Any]
@@ -25,7 +24,7 @@ def gain(doc: Doc) -> Figure | None:
         rows = {row["layer"]: row for row in doc["rows"] if row["model"] == model}
         if not rows:
             continue
-        color = COLORS.get(model, canvas.PURPLE)
+        color = canvas.MODEL_COLORS.get(model, canvas.PURPLE)
 
         def column(name: str, at: int | None = None, found: Doc = rows) -> np.ndarray:
             values = [found[i][name] if i in found else None for i in layers]
