@@ -152,7 +152,7 @@ def _run(study: Any, given: dict[str, Any]) -> int:
         print_json(doc)
     else:
         show(tables(doc), plain=given["plain"])
-        show_files(doc["run"], *files)
+        show_files(doc["run"], *files, "run.h5", "figures")
     open_report(doc["run"], given)
     say_time(doc)
     return exit_status(finished, given)
