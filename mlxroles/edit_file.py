@@ -98,7 +98,7 @@ def read_edits(path: Path, model: Model, n_tokens: int) -> EditSet:
     found: dict[str, list[Edit]] = {where: [] for where in WHERE}
     lines = []
     origins: dict[str, str] = {}
-    for n, given in enumerate(_tables(load(path, "edit file"), shown), 1):
+    for n, given in enumerate(tables(path), 1):
         entry = _Entry(given, f"{shown}, edit {n}", path.parent, model, n_tokens, origins)
         try:
             on, edits, line = _made(entry)
@@ -114,26 +114,30 @@ def read_edits(path: Path, model: Model, n_tokens: int) -> EditSet:
     return EditSet(*kinds, tuple(lines), _digest(kinds), tuple(origins.items()))
 
 
-def _tables(doc: Mapping[str, Any], shown: str) -> list[Mapping[str, Any]]:
+def tables(path: Path) -> list[Mapping[str, Any]]:
+    """The tables of a file as they stand there, which needs no model.
+
+    Raises:
+        SpecError: it cannot be read, holds no edit, or a key that is none.
+    """
+    doc, shown = load(path, "edit file"), shown_path(path)
     for key in doc:
         if key != "edit":
             hint = did_you_mean(key, ("edit",)) or "; a file of edits has [[edit]] tables only"
             raise SpecError(f"{shown}: unknown key '{safe_text(key, limit=60)}'{hint}")
-    tables = doc.get("edit")
-    if isinstance(tables, dict):
-        tables = [tables]
-    if not isinstance(tables, list) or not tables:
+    given: Any = doc.get("edit")
+    found: list[Mapping[str, Any]] = [given] if isinstance(given, dict) else given
+    if not isinstance(found, list) or not found:
         raise SpecError(f"{shown} has no [[edit]] table")
-    for n, table in enumerate(tables, 1):
+    for n, table in enumerate(found, 1):
         if not isinstance(table, dict):
             raise SpecError(f"{shown}: edit {n} is no table; write [[edit]] above its keys")
         for key in table:
             if key not in KEYS:
                 hint = did_you_mean(key, KEYS) or f"; known are {', '.join(KEYS)}"
-                raise SpecError(
-                    f"{shown}, edit {n}: unknown key '{safe_text(key, limit=60)}'{hint}"
-                )
-    return tables
+                named = safe_text(key, limit=60)
+                raise SpecError(f"{shown}, edit {n}: unknown key '{named}'{hint}")
+    return found
 
 
 def _made(entry: _Entry) -> tuple[str, list[Edit], str]:

@@ -336,3 +336,13 @@ def test_vectors_say_which_model_they_were_taken_from(read, tmp_path):
     vectors.write(tmp_path / "known.h5", known)
     found = read('layers="0-3"\nvector="known.h5#ocean"')
     assert found.origins == (("known.h5#ocean", "abc"),)
+
+
+def test_a_wrong_key_is_refused_before_a_model_is_loaded(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlxroles.studies.subject.load", None)
+    (tmp_path / "e.toml").write_text('[[edit]]\nsit = "z"\n')
+    for command in ("generate", "lens"):
+        status, _, err = call(command, "--model", "tiny/instruct", "--edits", "e.toml")
+        assert (status, "unknown key 'sit'; did you mean 'site'?" in err) == (1, True)
+        assert not (tmp_path / "results").exists()

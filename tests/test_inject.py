@@ -400,6 +400,7 @@ def test_tokens_begin_where_the_text_says_without_offsets_too(instruct):
 
         decode = staticmethod(instruct.tokenizer.decode)
 
+    assert instruct.tokenizer.is_fast
     assert token_starts(ids, text, Slow()) == token_starts(ids, text, instruct.tokenizer)
 
 

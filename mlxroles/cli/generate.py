@@ -106,6 +106,10 @@ def _asked(given: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """
     if given["edits"] is not None and not given["edits"].is_file():
         raise click.UsageError(f"--edits: there is no file {str(given['edits'])!r}")
+    if given["edits"] is not None:
+        from mlxroles.edit_file import tables
+
+        tables(given["edits"])  # refuses what is wrong before a model is loaded
     from mlxroles.models.generate import Settings
     from mlxroles.prompts import load_prompts
     from mlxroles.studies.generation import Asked, how_asked

@@ -65,7 +65,7 @@ def _remains(axes: Axes, doc: Doc) -> None:
     for n, row in enumerate(rows):
         null = [number(x) for x in row["random"].get("shares") or []]
         axes.plot(null, [n] * len(null), "|", color=canvas.SLATE, markersize=11, alpha=0.8)
-        color = _color(doc["models"].index(row["model"]))
+        color = canvas.MODEL_COLORS.get(row["model"], canvas.GREY)
         _bar(axes, n, [number(x) for x in (row["share"], *row["ci"])], color)
     several = len(doc["models"]) > 1
     labels = [(f"{r['model']}, " if several else "") + f"layer {r['layer']}" for r in rows]
@@ -174,7 +174,7 @@ def shifts(doc: Doc) -> Figure | None:
     for axes in panels.ravel()[len(largest) :]:
         axes.set_axis_off()
     for axes, layer in zip(panels.ravel(), sorted(largest), strict=False):
-        for m, model in enumerate(doc["models"]):
+        for model in doc["models"]:
             rows = [r for r in by[layer] if r["model"] == model]
             if not rows:
                 continue
@@ -183,7 +183,7 @@ def shifts(doc: Doc) -> Figure | None:
             if np.isfinite(ranges).any():
                 look = {"color": canvas.GREY, "alpha": 0.25, "linewidth": 0}
                 axes.fill_between(at, ranges[:, 0], ranges[:, 1], **look)
-            _curve(axes, at, rows, _color(m), model)
+            _curve(axes, at, rows, canvas.MODEL_COLORS.get(model, canvas.GREY), model)
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_title(f"layer {layer}")
     for n, axes in enumerate(panels.ravel()[: len(largest)]):
@@ -235,10 +235,11 @@ def _against(doc: Doc, name: str) -> str:
 
 def _dots(axes: Axes, told: Sequence[Mapping[str, Any]], m: int, count: int, name: str) -> None:
     """Points with intervals on lines 0, 1, ... of a model among several."""
+    color = canvas.MODEL_COLORS.get(name, canvas.GREY)
     for n, value in enumerate(told):
         at = n + (m - (count - 1) / 2) * 0.26
         ends = [number(end) for end in value["ci"]]
-        _bar(axes, at, (number(value["mean"]), *ends), _color(m), name if n == 0 else None)
+        _bar(axes, at, (number(value["mean"]), *ends), color, name if n == 0 else None)
 
 
 def _bar(axes: Axes, at: float, told: Sequence[float], color: str, name: str | None = None) -> None:
@@ -257,10 +258,6 @@ def _curve(
     ends = np.array([[number(e) for e in row["ci"]] for row in told]).reshape(-1, 2)
     axes.fill_between(at, ends[:, 0], ends[:, 1], color=color, alpha=0.16, linewidth=0)
     axes.plot(at, values, "o-", color=color, label=name, markersize=3.5, linewidth=1.5)
-
-
-def _color(m: int) -> str:
-    return (canvas.BLUE, canvas.ORANGE)[m % 2]
 
 
 def _dress(figure: Figure, doc: Doc, what: str) -> None:

@@ -169,14 +169,12 @@ def token_starts(ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
     From the tokenizer's own offsets where it has them for these ids; else from the lengths of
     decoded prefixes, which a tokenizer that drops spaces gets nearly right.
     """
-    try:
+    if getattr(tokenizer, "is_fast", False):  # the others have no offsets
         for special in (False, True):
             found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
             if [int(i) for i in found["input_ids"]] == [int(i) for i in ids]:
                 # a token that is put before the text has no place in it and begins at 0
                 return _ascending([int(start) for start, _ in found["offset_mapping"]])
-    except (NotImplementedError, TypeError, ValueError, KeyError, AttributeError):
-        pass  # a tokenizer without offsets
     decoded = [len(tokenizer.decode(list(ids[:n]))) for n in range(len(ids))]
     scale = len(text) / max(len(tokenizer.decode(list(ids))), 1)
     return _ascending([int(n * scale) if scale < 1 else n for n in decoded])

@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlxroles import lens
+from mlxroles.edit_file import tables
 from mlxroles.errors import SpecError
-from mlxroles.spec.files import load
 from mlxroles.store.files import shown
 
 
@@ -36,14 +36,13 @@ def edits_digest(path: Path) -> str:
     """SHA-256 of a file of edits and of the vector files that it names.
 
     Raises:
-        SpecError: it cannot be read.
+        SpecError: it cannot be read, holds no edit, or a key that is none.
     """
+    edits = tables(path)
     found = hashlib.sha256()
-    doc = load(path, "edit file")
     found.update(path.read_bytes())
-    tables = doc.get("edit")
-    for table in tables if isinstance(tables, list) else []:
-        ref = table.get("vector") if isinstance(table, dict) else None
+    for table in edits:
+        ref = table.get("vector")
         if not isinstance(ref, str):
             continue
         name = ref.partition("#")[0]
