@@ -46,6 +46,12 @@ def id_prompts(lengths, categories=NAMES, vocab=60, seed=0):
     ]
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    """What is drawn is tested by test_plots_roles; here it would take most of the time."""
+    monkeypatch.setattr(role_results, "role_figures", lambda *a: {})
+
+
 def run(study, folder, analysis=QUICK, **place):
     doc, finished = study.run(
         lambda event: None, RunPlace(folder, out=folder / "run", **place), analysis

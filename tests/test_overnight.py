@@ -293,6 +293,7 @@ def test_the_state_on_disk_is_what_is_shown(tmp_path):
 
 def test_a_process_that_hangs_when_it_is_asked_to_end_is_ended(monkeypatch):
     monkeypatch.setattr(supervise, "LAST", 1.5)
+    monkeypatch.setattr(child_module, "MANY_TIMES", 2)
     threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
     state = supervised(experiment("a", faults="hang@4"))
