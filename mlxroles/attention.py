@@ -18,6 +18,8 @@ from mlxroles.backend import mx, on_gpu
 from mlxroles.taps import AttentionCall
 
 SMALLEST = mx.finfo(mx.float32).min
+HIDDEN = -3e4
+"""Scores below this are those of keys that a mask hides: float16 models write -65504."""
 TINY = 1e-37
 LOG2_E = 1 / math.log(2)
 
@@ -77,6 +79,22 @@ def masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
     if mask.dtype == mx.bool_:
         return mx.where(mask, scores, SMALLEST)
     return mx.maximum(scores + mask.astype(mx.float32), SMALLEST)
+
+
+def visible(mask: mx.array | str | None, queries: int, keys: int) -> mx.array:
+    """Which keys each query sees, bool [1 or batch, 1, query, key].
+
+    Args:
+        mask: As in ``masked``; where its heads see different keys, those that any of them sees.
+        queries: Number of queries.
+        keys: Number of keys.
+    """
+    return seen_scores(masked(mx.zeros((1, 1, queries, keys)), mask))
+
+
+def seen_scores(scores: mx.array) -> mx.array:
+    """The same from scores under their mask [batch, head, query, key]."""
+    return (scores > HIDDEN).any(axis=1, keepdims=True)
 
 
 def z_from(weights: mx.array, v: mx.array) -> mx.array:

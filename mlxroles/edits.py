@@ -41,6 +41,30 @@ DERIVED = {
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 ATTENTION_SITES = ("q", "k", "v", "z", "pattern", "entropy")
 EDITABLE = ("resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern")
+LINEAR = "linear"
+"""Where a ``LowRank`` is added: the output of one linear leaf of a block, by what enters it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A map x -> (x V) U beside the weight of a linear leaf: the leaf computes x (W^T + V U) + b.
+
+    Raises:
+        ValueError: matrices that do not fit each other.
+    """
+
+    leaf: str
+    """Path of the leaf in its block: ``self_attn.q_proj``."""
+    V: mx.array
+    """[d_in, rank], float32."""
+    U: mx.array
+    """[rank, d_out], float32."""
+    name: str = ""
+    """What the map is, for a reader."""
+
+    def __post_init__(self) -> None:
+        if self.V.ndim != 2 or self.U.ndim != 2 or self.V.shape[1] != self.U.shape[0]:
+            raise ValueError(f"V {self.V.shape} and U {self.U.shape} make no map of low rank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +78,10 @@ class Edit:
 
     site: str
     layer: int
-    value: mx.array | np.ndarray | float
+    value: mx.array | np.ndarray | float | LowRank
     """Array that broadcasts to the selected part, or a number. For ``project`` a direction along
-    the last axis, of any length but 0, that is taken out: x - (x.d / d.d) d."""
+    the last axis, of any length but 0, that is taken out: x - (x.d / d.d) d. At ``LINEAR``, and
+    only there, a ``LowRank``, which is added."""
     op: Operation = "replace"
     positions: Sequence[int] | None = None
     """Positions (queries for ``pattern``) that change, counted from 0; None for all of them."""
@@ -64,7 +89,10 @@ class Edit:
     """Heads that change (kv heads for k and v); None for all of them."""
 
     def __post_init__(self) -> None:
-        if self.site not in EDITABLE:
+        is_map = isinstance(self.value, LowRank)
+        if is_map != (self.site == LINEAR) or (is_map and (self.op != "add" or self.heads)):
+            raise ValueError(f"a map of low rank is added, at {LINEAR}, and nothing else is there")
+        if self.site not in (*EDITABLE, LINEAR):
             raise ValueError(f"site {self.site!r} cannot be edited; these can: {list(EDITABLE)}")
         if self.heads is not None and self.site in STREAM_SITES:
             raise ValueError(f"{self.site} has no heads")
@@ -73,6 +101,12 @@ class Edit:
         for what, items in (("position", self.positions), ("head", self.heads)):
             if items is not None and len({*items}) < len(items):
                 raise ValueError(f"a {what} is named twice in {list(items)}")
+
+    @property
+    def numbers(self) -> mx.array:
+        """The value as an array."""
+        assert not isinstance(self.value, LowRank)
+        return self.value if isinstance(self.value, mx.array) else mx.array(self.value)
 
     @property
     def first_position(self) -> int:
@@ -152,7 +186,7 @@ def onto(edit: Edit, start: int, length: int) -> Edit | None:
             return None
     shape: tuple[int, ...] = getattr(value, "shape", ())
     if len(shape) >= -axis and shape[axis] == size > 1:
-        value = mx.take(mx.array(value), mx.array(kept), axis=axis)
+        value = mx.take(edit.numbers, mx.array(kept), axis=axis)
     return replace(edit, value=value, positions=left)
 
 
@@ -174,6 +208,31 @@ def apply(edit: Edit, array: mx.array) -> mx.array:
     return out
 
 
+def add_map(edit: Edit, x: mx.array, y: mx.array) -> mx.array:
+    """The output of a linear leaf after an edit at ``LINEAR``, worked out in float32.
+
+    Args:
+        edit: The edit, whose value is a ``LowRank``.
+        x: What entered the leaf [batch, position, d_in].
+        y: What it returned [batch, position, d_out]; shape and dtype of the result.
+
+    Raises:
+        ValueError: a position that the array does not have.
+    """
+    low, index = edit.value, _index(edit, y)
+    assert isinstance(low, LowRank)
+    if edit.positions is not None and not len(edit.positions):
+        return y
+    entering, old = (x, y) if index is None else (x[index], y[index])
+    change = (entering.astype(mx.float32) @ low.V) @ low.U
+    new = (old.astype(mx.float32) + change).astype(y.dtype)
+    if index is None:
+        return new
+    out = y[...]
+    out[index] = new
+    return out
+
+
 def changes(edit: Edit, array: mx.array) -> mx.array:
     """Whether ``apply`` would change any number of the array, not evaluated.
 
@@ -186,7 +245,7 @@ def changes(edit: Edit, array: mx.array) -> mx.array:
 
 def _changed(edit: Edit, old: mx.array) -> mx.array:
     """What an edit makes of the part that it selects."""
-    value = edit.value if isinstance(edit.value, mx.array) else mx.array(edit.value)
+    value = edit.numbers
     if edit.op == "replace":
         new = value
     elif edit.op == "add":

@@ -1,17 +1,19 @@
 """Forwards of a few architectures as plain loops: no taps, no fused attention, heads one by one.
 
 ``touch(site, layer, array)`` sees every site in the layout of ``edits.SITES`` and may return
-another array to go on with; ``touching`` makes one of edits.
+another array to go on with; ``touching`` makes one of edits. Edits of linear leaves are ``beside``
+them: other modules in their places.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlxroles.backend import mx, nn
-from mlxroles.edits import Edit
+from mlxroles.edits import LINEAR, Edit
 
 Touch = Callable[[str, int, mx.array], mx.array]
 
@@ -227,6 +229,44 @@ def _carry_out(edit: Edit, array: np.ndarray) -> None:
         elif edit.op == "project":
             new = old - new * (old @ new) / (new @ new)
         array[place] = new
+
+
+class Beside(nn.Module):
+    """A linear leaf with maps of low rank beside it, carried out position by position."""
+
+    def __init__(self, leaf: nn.Module, edits: Sequence[Edit]) -> None:
+        super().__init__()
+        self.leaf, self._edits = leaf, edits
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.leaf(x)
+        given, out = np.array(x.astype(mx.float32)), np.array(y.astype(mx.float32))
+        for edit in self._edits:
+            v, u = np.array(edit.value.V, np.float64), np.array(edit.value.U, np.float64)
+            for p in range(x.shape[1]) if edit.positions is None else edit.positions:
+                out[:, p] += (given[:, p].astype(np.float64) @ v) @ u
+        return mx.array(out).astype(y.dtype)
+
+
+@contextmanager
+def beside(module: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
+    """The module with its linear leaves under those of the edits that are at leaves."""
+    places: dict[tuple[int, str], list[Edit]] = {}
+    for edit in edits:
+        if edit.site == LINEAR:
+            places.setdefault((edit.layer, edit.value.leaf), []).append(edit)
+    undo = []
+    for (layer, path), here in places.items():
+        holder, (*between, last) = module.layers[layer], path.split(".")
+        for name in between:
+            holder = holder[name]
+        undo.append((holder, last, holder[last]))
+        holder[last] = Beside(holder[last], here)
+    try:
+        yield
+    finally:
+        for holder, last, leaf in undo:
+            holder[last] = leaf
 
 
 def weighted(logits):

@@ -6,6 +6,7 @@ are absolute on logits up to 1 and relative above.
 
 import importlib
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,21 @@ from tiny_models import in_dtype, same, tiny, tiny_llama, to_numpy, tokens
 
 from mlxroles import engine
 from mlxroles.backend import mx, nn
-from mlxroles.edits import EDITABLE, STREAM_SITES, Edit, mean, project_out, resample, selected, zero
+from mlxroles.edits import (
+    EDITABLE,
+    LINEAR,
+    STREAM_SITES,
+    Edit,
+    LowRank,
+    mean,
+    project_out,
+    resample,
+    selected,
+    zero,
+)
 from mlxroles.engine import Row
 from mlxroles.forward import forward
+from mlxroles.models import weights
 from mlxroles.models.load import wrap
 
 BOUND = 1e-5
@@ -85,7 +98,7 @@ class Case(NamedTuple):
         network = self.model.network
         if known == "none":
             return engine.clean(network, self.tokens, read=self.read)
-        sites = {row.edits[0].site for row in self.rows}
+        sites = {row.edits[0].site for row in self.rows} - {LINEAR}
         layers = sorted({edit.layer for row in self.rows for edit in row.edits})
         layers = layers if known == "edited" else [*range(self.model.n_layers)]
         missing = [network.block(i).missing for i in layers]
@@ -120,6 +133,28 @@ def offered(name, layer, length):
     return [site for site in EDITABLE if site not in missing and site not in latent]
 
 
+@cache
+def leaves(name, layer):
+    """Linear leaves that are handed every position, with their widths (d_in, d_out)."""
+    found = weights.inputs(model_of(name).network, [layer], tokens(1, 5, vocab=60))[layer]
+    return {
+        path: (x.shape[-1], module["weight"].shape[0])
+        for path, (module, x) in found.items()
+        if x.shape[:-1] == (1, 5) and weights.is_plain_map(module, x)
+    }
+
+
+def map_of(draw, name, layer, positions):
+    """A random map of low rank at one of the layer's leaves."""
+    path = draw(st.sampled_from([*leaves(name, layer)]))
+    (d_in, d_out), rng = leaves(name, layer)[path], np.random.default_rng(draw(st.integers(0, 9)))
+    rank = draw(st.integers(1, 2))
+    v = rng.standard_normal((d_in, rank)) / d_in**0.5
+    u = rng.standard_normal((rank, d_out)) * 0.2
+    low = LowRank(path, *(mx.array(a.astype(np.float32)) for a in (v, u)))
+    return Edit(LINEAR, layer, low, "add", positions)
+
+
 def donors(name, site, layer, prompts):
     """A site's arrays in plain runs of other prompts [prompt, ...]."""
     kept = forward(model_of(name).network, prompts, keep=[site], layers=[layer])
@@ -131,8 +166,11 @@ def edits(draw, name, length):
     """One edit that the model can carry out on a prompt of this length."""
     model = model_of(name)
     layer = draw(st.integers(0, model.n_layers - 1))
-    site = draw(st.sampled_from(offered(name, layer, length)))
+    more = [LINEAR] * 2 if leaves(name, layer) else []
+    site = draw(st.sampled_from([*offered(name, layer, length), *more]))
     where = {"positions": draw(st.none() | subset(length) | st.just([length - 1]))}
+    if site == LINEAR:
+        return map_of(draw, name, layer, where["positions"])
     if site not in STREAM_SITES:
         block = model.network.block(layer)
         heads = block.kv_heads if site in ("k", "v") else block.heads
@@ -228,7 +266,8 @@ def test_rows_equal_loops_without_taps(case):
     for row, answer in zip(case.rows, swept(case, own), strict=True):
         prompt = case.tokens[row.prompt : row.prompt + 1]
         house = "llama" if case.name in LLAMAS else case.name
-        want = plain_loops.run(house, module, prompt, plain_loops.touching(row.edits))
+        with plain_loops.beside(module, row.edits):
+            want = plain_loops.run(house, module, prompt, plain_loops.touching(row.edits))
         check(answer.logits, want[0, mx.array(case.read)], 2 * BOUND)
 
 

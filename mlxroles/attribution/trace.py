@@ -17,7 +17,8 @@ from mlxroles.backend import mx, nn, on_gpu
 from mlxroles.edits import ATTENTION_SITES, Edit
 from mlxroles.errors import ModelError
 from mlxroles.forward import Network, Start
-from mlxroles.forward.job import WHOLE_HEAD, Asked, Job, at
+from mlxroles.forward.asked import WHOLE_HEAD, Asked, at
+from mlxroles.forward.job import Job
 from mlxroles.forward.run import check_read, check_tokens
 from mlxroles.taps import AttentionCall, Frame, real_class
 

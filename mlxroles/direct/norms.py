@@ -45,7 +45,7 @@ def frozen(norm: nn.Module | None, x: mx.array, y: mx.array | None = None) -> Fr
     if norm is not None:
         y = norm(x[None])[0]
     assert y is not None
-    found = _weights(norm, x.shape[-1])
+    found = gain_of(norm, x.shape[-1])
     if found is None or y.shape != x.shape:
         return None
     gain, bias, centred = found
@@ -57,7 +57,7 @@ def frozen(norm: nn.Module | None, x: mx.array, y: mx.array | None = None) -> Fr
     return Frozen(gain, bias, centred, scale) if off <= tolerance(y.dtype) else None
 
 
-def _weights(norm: nn.Module | None, width: int) -> tuple[mx.array, mx.array, bool] | None:
+def gain_of(norm: nn.Module | None, width: int) -> tuple[mx.array, mx.array, bool] | None:
     """Gain and bias [d_model] of a norm, and whether it takes the mean out."""
     if norm is None:
         return mx.ones(width), mx.zeros(width), False

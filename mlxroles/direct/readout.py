@@ -35,7 +35,7 @@ class Readout:
     """The model's logit is cap * tanh(this one / cap); None without."""
 
 
-class _Head(Trace):
+class Head(Trace):
     """A run in which something else reaches the head than the model's own final norm made."""
 
     def __init__(self, network: Network, structure: Structure, y: mx.array) -> None:
@@ -87,7 +87,7 @@ def readout(
         )
 
     def head(y: mx.array) -> mx.array:
-        run = _Head(network, structure, y)
+        run = Head(network, structure, y)
         return stream(run.run(mx.zeros(y.shape[:2], dtype=mx.int32))).astype(mx.float32)
 
     at_zero, (reader,) = mx.vjp(head, [mx.zeros((1, 1, final.shape[-1]))], [weights[None, None]])

@@ -8,7 +8,7 @@ from mlxroles.attribution.trace import Key, Trace
 from mlxroles.backend import mx, nn
 from mlxroles.edits import Edit
 from mlxroles.forward import Network, Start
-from mlxroles.forward.job import at
+from mlxroles.forward.asked import at
 from mlxroles.taps import LayerHook, ModuleCall
 
 Leaf = tuple[int | None, str]

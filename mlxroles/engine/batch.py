@@ -1,6 +1,6 @@
 """One batch of patched runs: rows join the model's loop where they differ from the clean run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from mlxroles.anatomy import residual_place
 from mlxroles.backend import mx
-from mlxroles.edits import Edit, apply, changes, onto
+from mlxroles.edits import LINEAR, Edit, LowRank, add_map, apply, changes, onto
 from mlxroles.engine import counting
 from mlxroles.engine.caches import after, attend_shared, shares
 from mlxroles.engine.clean import COMPANIONS, Clean
 from mlxroles.engine.drive import Drive, again, cut, rows_of
 from mlxroles.engine.rows import LATE, ORDER, Row, Spot, first_edits, least_calls, spot
 from mlxroles.forward import Network, forward
-from mlxroles.forward.job import Asked, at
+from mlxroles.forward.asked import Asked, at
 from mlxroles.taps import AttentionCall, ModuleCall
 
 
@@ -308,8 +308,27 @@ class _Batch(Drive):
     def _pass(self, site: str, layer: int, array: mx.array) -> mx.array:
         """The array after the edits of the rows that are running [row, ...]."""
         array = self.known.get((site, layer), array)
+        due = self.edits.get((site, layer), ())
+        return self._edited(array, due, lambda _, edit, piece: apply(edit, piece))
+
+    def _pass_leaf(self, path: str, layer: int, x: mx.array, y: mx.array) -> mx.array:
+        """What a linear leaf returns after the edits of the rows that are running."""
+        due = [
+            (n, edit)
+            for n, edit in self.edits[LINEAR, layer]
+            if isinstance(edit.value, LowRank) and edit.value.leaf == path
+        ]
+        return self._edited(y, due, lambda n, edit, piece: add_map(edit, x[n : n + 1], piece))
+
+    def _edited(
+        self,
+        array: mx.array,
+        due: Sequence[tuple[int, Edit]],
+        change: Callable[[int, Edit, mx.array], mx.array],
+    ) -> mx.array:
+        """The array [row, ...] with each row's edits made by ``change(row, edit, its part)``."""
         by_row: dict[int, list[Edit]] = {}
-        for n, edit in self.edits.get((site, layer), ()):
+        for n, edit in due:
             moved = onto(edit, self.first, self.shape.length)
             if moved is not None:
                 by_row.setdefault(n, []).append(moved)
@@ -321,7 +340,7 @@ class _Batch(Drive):
                 pieces.append(array[begun:n])
             piece = array[n : n + 1]
             for edit in edits:
-                piece = apply(edit, piece)
+                piece = change(n, edit, piece)
             pieces.append(piece)
             begun = n + 1
         if begun < array.shape[0]:

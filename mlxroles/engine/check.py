@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from mlxroles.edits import STREAM_SITES, Edit
+from mlxroles.edits import LINEAR, STREAM_SITES, Edit
 from mlxroles.engine.clean import Clean
 from mlxroles.engine.rows import Row
 from mlxroles.errors import ModelError
 from mlxroles.forward import Network
+from mlxroles.forward.leaves import check_map
 
 
 def check(network: Network, own: Clean, rows: Sequence[Row]) -> None:
@@ -25,6 +26,9 @@ def check(network: Network, own: Clean, rows: Sequence[Row]) -> None:
         for edit in row.edits:
             _within("layer", [edit.layer], layers)
             _within("position", edit.positions or (), length)
+            if edit.site == LINEAR:
+                check_map(network, edit)
+                continue
             block = network.block(edit.layer)
             if edit.site in block.missing:
                 raise ModelError(

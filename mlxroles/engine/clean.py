@@ -13,7 +13,7 @@ from mlxroles.engine import counting
 from mlxroles.engine.drive import Drive
 from mlxroles.engine.rows import LATE, Shape, clean_calls
 from mlxroles.forward import Network, Prefix, forward
-from mlxroles.forward.job import Asked, at
+from mlxroles.forward.asked import Asked, at
 from mlxroles.forward.run import check_read, check_tokens
 from mlxroles.taps import ModuleCall
 

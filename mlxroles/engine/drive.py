@@ -9,7 +9,8 @@ from mlxroles.edits import ATTENTION_SITES, DERIVED
 from mlxroles.engine.caches import LayerCache
 from mlxroles.engine.rows import Shape
 from mlxroles.forward import Network
-from mlxroles.forward.job import Asked, Job
+from mlxroles.forward.asked import Asked
+from mlxroles.forward.job import Job
 from mlxroles.taps import AttentionCall, ModuleCall
 
 BLOCK, BLOCKS = 32, 8

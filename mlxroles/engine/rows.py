@@ -3,10 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlxroles.edits import Edit
+from mlxroles.edits import LINEAR, Edit
 
-ORDER = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
-"""Sites of a block as a run passes them; an edit is known not to touch what comes before it."""
+ORDER = (
+    "resid_pre",
+    LINEAR,
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "mlp_out",
+    "resid_post",
+)
+"""Sites of a block as a run passes them; an edit is known not to touch what comes before it.
+
+A linear leaf may lie anywhere in its block.
+"""
 
 LATE = ("q", "pattern", "z", "attn_out", "mlp_out", "resid_post")
 """Sites whose position p reaches, within the block, only what leaves the block at p."""

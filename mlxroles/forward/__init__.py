@@ -7,8 +7,9 @@ only. Unedited attention returns the fused kernel's own output; edits of a patte
 a difference to it.
 """
 
+from mlxroles.forward.asked import Summary
 from mlxroles.forward.blocks import by_blocks
 from mlxroles.forward.network import Network, Prefix, Run, Start
 from mlxroles.forward.run import forward, prefix_of
 
-__all__ = ["Network", "Prefix", "Run", "Start", "by_blocks", "forward", "prefix_of"]
+__all__ = ["Network", "Prefix", "Run", "Start", "Summary", "by_blocks", "forward", "prefix_of"]

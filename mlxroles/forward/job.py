@@ -1,48 +1,23 @@
 """The callbacks of one forward: what is kept, what is edited, what is not run at all."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mlxroles import attention as attn
 from mlxroles.anatomy import Block, four_axes, residual_place, stream
 from mlxroles.backend import mx, nn, on_gpu
-from mlxroles.edits import ATTENTION_SITES, DERIVED, SITES, Edit, apply
+from mlxroles.edits import ATTENTION_SITES, DERIVED, LINEAR, SITES, add_map, apply
 from mlxroles.errors import ModelError
-from mlxroles.forward.network import Network, Start
+from mlxroles.forward.asked import WHOLE_HEAD, Asked, at
+from mlxroles.forward.leaves import check_map, leaf_paths, nested
+from mlxroles.forward.network import Network
 from mlxroles.taps import AttentionCall, Frame, LayerHook, ModuleCall, Tap
-
-# Files whose final norm or head mix positions or copies, so that a cropped stream would be wrong.
-WHOLE_HEAD = {"kimi_k3", "deepseek_v41", "gemma3n", "nanbeige"}
-
 
 LARGE = 1 << 19
 """Bytes of a stream from which a CPU had better finish a layer before it begins the next."""
 
 UNSETTLED = 1 << 26
 """Bytes of score matrices that may be handed out before what is kept of them is evaluated."""
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What one forward is asked for; see ``forward``."""
-
-    keep: tuple[str, ...]
-    layers: tuple[int, ...] | None
-    edits: tuple[Edit, ...]
-    start: Start | None
-    read: Sequence[int] | mx.array | None
-    offset: int
-    """Positions that come from a prefix."""
-    through: bool
-    """Whether all blocks are built, also those after the last layer that is kept."""
-
-
-def at(h: mx.array, read: Sequence[int] | mx.array) -> mx.array:
-    """Positions ``read`` of h [batch, position, width], the same or others for every row."""
-    if isinstance(read, mx.array) and read.ndim == 2:
-        return mx.take_along_axis(h, read[:, :, None], axis=1)
-    return h[:, read if isinstance(read, mx.array) else mx.array([int(p) for p in read])]
 
 
 class Job:
@@ -68,6 +43,7 @@ class Job:
         for e in asked.edits:
             if e.site in network.block(e.layer).missing:
                 raise ModelError(self._why_not(e.site, e.layer))
+            check_map(network, e)
             self.edits.setdefault((e.site, e.layer), []).append(e)
         last = max((i for i, sites in self.keeps.items() if sites), default=-1)
         # layers that hand on more than their stream cannot be left out
@@ -234,6 +210,10 @@ class Job:
             for path, hook in self._parts(i, self.network.block(i)):
                 module = dict(layer.named_modules())[path]
                 hooks[id(module)] = (module, hook)
+        for layer, path in leaf_paths(self.edits):
+            module, own = dict(self.network.layers[layer].named_modules())[path], self._leaf(path)
+            _, other = hooks.get(id(module), (module, None))
+            hooks[id(module)] = (module, own if other is None else nested(other, own))
         return list(hooks.values())
 
     def _parts(self, i: int, block: Block) -> Iterator[tuple[str, LayerHook]]:
@@ -287,6 +267,23 @@ class Job:
             return (new, *out[1:]) if isinstance(out, (tuple, list)) else new
 
         return hook
+
+    def _leaf(self, path: str) -> LayerHook:
+        def hook(call: ModuleCall) -> Any:
+            if call.frame is None or (LINEAR, call.frame.layer) not in self.edits:
+                return call.run()
+            x, y = call.args[0][...], call.run()
+            if not isinstance(y, mx.array):
+                raise ModelError(f"{path} of {self.network.architecture} is no linear map")
+            return self._pass_leaf(path, call.frame.layer, x, y)
+
+        return hook
+
+    def _pass_leaf(self, path: str, layer: int, x: mx.array, y: mx.array) -> mx.array:
+        """What a linear leaf that was handed x returns, after the edits of that leaf."""
+        for edit in self.edits[LINEAR, layer]:
+            y = add_map(edit, x, y) if edit.value.leaf == path else y
+        return y
 
     def _projection(self, call: ModuleCall) -> Any:
         if call.frame is None:
@@ -343,11 +340,18 @@ class Job:
             return None
         before = attn.pattern(call).weights
         after = self._pass_heads("pattern", i, before, 1)
+        self._summarise(i, lambda: attn.visible(call.mask, *before.shape[-2:]))
         self._keep(i, attn.summaries(after, self._summaries(i)))
         if ("pattern", i) not in self.edits:
             return None
         v = attn.plain(call.v, call.cache)
         return attn.z_from(after, v) - attn.z_from(before, v)
+
+    def _summarise(self, i: int, visible: Callable[[], mx.array]) -> None:
+        """Puts a summary in the place of the pattern that was kept, where one is asked for."""
+        kept = self.kept.get("pattern", {})
+        if self.asked.summary is not None and i in kept:
+            kept[i] = self.asked.summary(i, kept[i], visible())
 
     def _summaries(self, i: int) -> list[str]:
         """Those numbers made of the pattern that are wanted at a layer."""
@@ -369,6 +373,7 @@ class Job:
             return out
         exact = four_axes(mx.softmax(scores.astype(mx.float32), axis=-1, precise=True))
         weights = self._pass("pattern", i, exact)
+        self._summarise(i, lambda: attn.seen_scores(four_axes(scores)))
         self._keep(i, attn.summaries(weights, self._summaries(i)))
         if ("pattern", i) not in self.edits:
             return out

@@ -7,7 +7,8 @@ from mlxroles.anatomy import START_LATE
 from mlxroles.backend import mx, number
 from mlxroles.edits import Edit
 from mlxroles.errors import ModelError, PromptError
-from mlxroles.forward.job import WHOLE_HEAD, Asked, Job, at
+from mlxroles.forward.asked import WHOLE_HEAD, Asked, Summary, at
+from mlxroles.forward.job import Job
 from mlxroles.forward.network import Network, Prefix, Recorder, Run, Start
 
 Read = Sequence[int] | mx.array
@@ -24,6 +25,7 @@ def forward(
     read: Read | None = None,
     prefix: Sequence[Prefix] | None = None,
     logits: bool = True,
+    summary: Summary | None = None,
 ) -> Run:
     """Runs the network on tokens [batch, position] and returns what was asked for, evaluated.
 
@@ -41,6 +43,8 @@ def forward(
             count positions from the first of ``tokens``; only the key axis of ``pattern`` begins
             at the prefix.
         logits: Whether logits are wanted at all.
+        summary: What is kept of every ``pattern`` in its place, so that no more than a few
+            layers' patterns are ever in memory.
 
     Raises:
         ModelError: a site that cannot be captured here, or a model that cannot run at all,
@@ -66,6 +70,7 @@ def forward(
         read,
         offset,
         through=logits or prefix is not None,
+        summary=summary,
     )
     return _tapped(network, tokens, asked, prefix, logits=logits)
 

@@ -15,9 +15,10 @@ import numpy as np
 from mlxroles import attention as attn
 from mlxroles.anatomy import stream
 from mlxroles.backend import mx
-from mlxroles.edits import STREAM_SITES, Edit
+from mlxroles.edits import STREAM_SITES, Edit, LowRank
 from mlxroles.errors import ModelError
-from mlxroles.forward.job import Asked, Job
+from mlxroles.forward.asked import Asked
+from mlxroles.forward.job import Job
 from mlxroles.forward.network import Network
 from mlxroles.taps import AttentionCall
 
@@ -48,7 +49,7 @@ class Lasting:
         if not acts.any():
             return None
         value = self._fitted(int(places[-1]) + 1) if key_count(edit) > 1 else edit.value
-        if value_count(edit) > 1:
+        if value_count(edit) > 1 and not isinstance(value, LowRank):
             named = range(self.end) if edit.positions is None else edit.positions
             row = {int(position): n for n, position in enumerate(named)}
             rows = mx.array([row[int(position)] for position in places[acts]])
@@ -57,7 +58,7 @@ class Lasting:
         return replace(edit, value=value, positions=left)
 
     def _fitted(self, keys: int) -> mx.array:
-        value = mx.array(self.edit.value)[..., :keys]
+        value = self.edit.numbers[..., :keys]
         lacking = keys - value.shape[-1]
         nothing = mx.array(1.0 if self.edit.op == "scale" else 0.0, value.dtype)
         widths = [(0, 0)] * (value.ndim - 1) + [(0, lacking)]
@@ -83,7 +84,7 @@ def key_count(edit: Edit) -> int:
 
 def numbers(edit: Edit) -> np.ndarray:
     """The values of an edit, float32."""
-    return np.array(mx.array(edit.value).astype(mx.float32))
+    return np.array(edit.numbers.astype(mx.float32))
 
 
 def _shape(edit: Edit) -> tuple[int, ...]:

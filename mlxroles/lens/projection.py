@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mlxroles.backend import mx
 from mlxroles.errors import ModelError
-from mlxroles.forward.job import WHOLE_HEAD
+from mlxroles.forward.asked import WHOLE_HEAD
 from mlxroles.models.model import Model
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxroles.edits import STREAM_SITES, Edit
+from mlxroles.edits import STREAM_SITES, Edit, LowRank
 from mlxroles.errors import ModelError
 from mlxroles.forward.steps import CACHED, Lasting, is_linear, key_count, numbers, value_count
 from mlxroles.models.model import Model
@@ -138,6 +138,10 @@ def in_words(**groups: Sequence[Edit]) -> tuple[str, ...]:
 
 def words(edit: Edit) -> str:
     """An edit in words: what is done, at which site, layer, heads and positions."""
+    if isinstance(edit.value, LowRank):
+        low = edit.value
+        what = low.name or f"add a map of rank {low.V.shape[1]} to {low.leaf} of layer {edit.layer}"
+        return what + _at(edit)
     shape = tuple(getattr(edit.value, "shape", ()))
     number = f"{float(numbers(edit)):g}" if not shape else None
     what = number or f"an array of shape {'x'.join(map(str, shape))}"
@@ -152,9 +156,13 @@ def words(edit: Edit) -> str:
     where = f"{edit.site} of layer {edit.layer}"
     if edit.heads is not None and edit.site not in STREAM_SITES:
         where += f", head{'s' if len(edit.heads) > 1 else ''} {_listed(edit.heads)}"
-    if edit.positions is not None:
-        where += f", position{'s' if len(edit.positions) > 1 else ''} {_listed(edit.positions)}"
-    return done.format(where)
+    return done.format(where + _at(edit))
+
+
+def _at(edit: Edit) -> str:
+    if edit.positions is None:
+        return ""
+    return f", position{'s' if len(edit.positions) > 1 else ''} {_listed(edit.positions)}"
 
 
 def _listed(items: Sequence[int]) -> str:

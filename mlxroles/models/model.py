@@ -15,7 +15,7 @@ from mlxroles.anatomy import examine
 from mlxroles.backend import mx, nn
 from mlxroles.edits import Edit
 from mlxroles.errors import PromptError
-from mlxroles.forward import Network, Prefix, Run, Start, forward, prefix_of
+from mlxroles.forward import Network, Prefix, Run, Start, Summary, forward, prefix_of
 from mlxroles.models import sharded, weights
 from mlxroles.ranks import Ranks
 from mlxroles.text import format_bytes, safe_text
@@ -93,6 +93,12 @@ class Model:
         return self.network.anatomy.vocab
 
     @property
+    def n_ids(self) -> int:
+        """Number of ids that a prompt may hold: the logits are often wider than the vocabulary."""
+        told = self._text_config.get("vocab_size")
+        return min(self.vocab, told) if isinstance(told, int) and told > 0 else self.vocab
+
+    @property
     def dtype(self) -> mx.Dtype:
         """Type of the residual stream."""
         return self.network.anatomy.dtype
@@ -147,6 +153,7 @@ class Model:
         start: Start | None = None,
         prefix: Sequence[Prefix] | None = None,
         logits: bool = True,
+        summary: Summary | None = None,
     ) -> Run:
         """Runs the model and returns what was asked for.
 
@@ -162,6 +169,8 @@ class Model:
             prefix: From ``prefix``: keys and values of what comes before ``tokens``. Positions
                 count from the first of ``tokens``, in edits, captures and ``positions``.
             logits: Whether logits are wanted.
+            summary: What is kept of every ``pattern`` in its place: a function of the layer, the
+                weights and which keys are seen.
 
         Raises:
             PromptError: an empty prompt, an id outside the vocabulary or too long a prompt.
@@ -183,6 +192,7 @@ class Model:
             read=_read(positions, lengths),
             prefix=prefix,
             logits=logits,
+            summary=summary,
         )
 
     def prefix(self, tokens: Tokens, edits: Sequence[Edit] = ()) -> list[Prefix]:
@@ -237,8 +247,7 @@ class Model:
         Raises:
             PromptError: naming the id or length that was found and the one that is possible.
         """
-        told = self._text_config.get("vocab_size")
-        vocab = min(self.vocab, told) if isinstance(told, int) and told > 0 else self.vocab
+        vocab = self.n_ids
         for row in rows:
             if not len(row):
                 raise PromptError("a prompt has no tokens; give at least one")
