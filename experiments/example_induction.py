@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mlxroles
 from mlxroles.backend import mx
-from mlxroles.head_scores import head_scores, repeated
+from mlxroles.detectors import head_scores, repeated
 from mlxroles.heads import by_layer, head_name
 from mlxroles.models.model import Model
 
@@ -40,7 +40,7 @@ def main(name: str = "tiny/instruct") -> dict[str, object]:
     """Prints the answer and returns its numbers."""
     model, rng = mlxroles.load(name), np.random.default_rng(0)
     print(repr(model))
-    tokens = repeated(model.vocab, rng, n=SEQUENCES, length=LENGTH)
+    tokens = repeated(model.vocab, rng, n=SEQUENCES, length=LENGTH, tokenizer=model.tokenizer)
     scores = head_scores(model, tokens)
     found = scores.marked("induction")
     print(f"induction heads: {', '.join(head_name(*head) for head in found)}")

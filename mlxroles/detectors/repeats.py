@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from mlxroles import notebook
-from mlxroles.backend import mx
+from mlxroles.detectors import places
+from mlxroles.detectors.material import RowSet
+from mlxroles.detectors.pieces import ordinary_ids
+from mlxroles.detectors.places import Numbers
+from mlxroles.detectors.reading import read
 from mlxroles.heads import head_name
 from mlxroles.models.model import Model
-
-Numbers = NDArray[np.float64]
+from mlxroles.prompts import Tokenizer
 
 MARKED = 0.3
 """A head whose score is above this is called a previous-token or an induction head."""
@@ -26,48 +29,30 @@ SEQUENCES, LENGTH = 16, 32
 
 _SHOWN = 8
 """Heads that a notebook shows of each score."""
-_AT_ONCE = 1 << 25
-"""Weights of one layer that are made at once."""
 
 
 def repeated(
-    vocab: int, rng: np.random.Generator, *, n: int = SEQUENCES, length: int = LENGTH
+    vocab: int,
+    rng: np.random.Generator,
+    *,
+    n: int = SEQUENCES,
+    length: int = LENGTH,
+    tokenizer: Tokenizer | None = None,
 ) -> NDArray[np.int64]:
     """Random ids that repeat once [sequence, 2 length].
 
-    Ids are drawn evenly, but for the first and last of the vocabulary (100 of them, or a tenth of
-    a small vocabulary), where tokenizers keep their special tokens.
-    """
-    edge = min(100, vocab // 10)
-    half = rng.integers(edge, max(vocab - edge, edge + 1), (n, length))
-    return np.concatenate([half, half], axis=1)
-
-
-def previous_token(pattern: ArrayLike) -> Numbers:
-    """Mean over queries q >= 1 of p[q, q - 1]; pattern [..., query, key], result [...].
-
-    0 where there is no second token.
-    """
-    weights = np.asarray(pattern)
-    below = np.diagonal(weights, offset=-1, axis1=-2, axis2=-1).astype(np.float64)
-    return below.mean(axis=-1) if below.shape[-1] else np.zeros(below.shape[:-1])
-
-
-def induction(pattern: ArrayLike, length: int) -> Numbers:
-    """Mean over k = 0..L-2 of p[L + k, k + 1]; pattern [..., query, key] of a sequence [x, x].
-
     Args:
-        pattern: Of 2 L queries and keys.
-        length: L.
-
-    Raises:
-        ValueError: the pattern has another number of keys, or L < 2.
+        vocab: Number of ids.
+        rng: What draws them, evenly.
+        n: Sequences.
+        length: Tokens before they repeat.
+        tokenizer: If there is one, only ids of ordinary pieces of text are drawn; see
+            ``pieces.ordinary_ids``. Without it all but the first and last of the vocabulary are,
+            and where half of them were never learned (the bytes of a small vocabulary), heads
+            that go by position score like weak induction heads.
     """
-    weights = np.asarray(pattern)
-    if weights.shape[-1] != 2 * length or length < 2:
-        raise ValueError(f"a pattern over {weights.shape[-1]} keys is none of 2 x {length} tokens")
-    after = np.diagonal(weights, offset=1 - length, axis1=-2, axis2=-1)
-    return after[..., 1:length].astype(np.float64).mean(axis=-1)
+    half = rng.choice(ordinary_ids(tokenizer, vocab, rng), (n, length))
+    return np.concatenate([half, half], axis=1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,19 +116,9 @@ def head_scores(model: Model, tokens: Sequence[Sequence[int]] | np.ndarray) -> H
     Raises:
         PromptError: ids that the model does not have, or too many of them.
     """
-    rows = np.asarray(tokens)
-    n, length = rows.shape[0], rows.shape[1] // 2
-    blocks = model.network.anatomy.blocks
-    layers = [i for i, b in enumerate(blocks) if b.heads and "pattern" not in b.missing]
-    heads = max((blocks[i].heads for i in layers), default=0)
-    found = np.full((2, n, model.n_layers, heads), np.nan)
-    at_once = max(1, _AT_ONCE // max(1, heads * len(layers) * (2 * length) ** 2))
-    for start in range(0, n if layers else 0, at_once):
-        part = rows[start : start + at_once]
-        run = model.run(part, keep=["pattern"], layers=layers, logits=False)
-        for i in layers:
-            pattern = np.array(run["pattern", i].astype(mx.float32))
-            where = slice(start, start + len(part)), i, slice(0, pattern.shape[1])
-            found[0][where] = previous_token(pattern)
-            found[1][where] = induction(pattern, length)
-    return HeadScores(found[0], found[1])
+    ids = tuple(tuple(map(int, row)) for row in tokens)
+    length = len(ids[0]) // 2
+    kinds = {"previous": places.previous(2 * length), "induction": places.repeat(length)}
+    scores = {name: (given,) * len(ids) for name, given in kinds.items()}
+    found = read(model, RowSet("repeated", "random ids, twice", ids, scores)).values
+    return HeadScores(found["previous"], found["induction"])

@@ -1,0 +1,1 @@
+"""Runs of ``mlxroles circuits``: what the weights of heads say without a prompt."""
