@@ -37,7 +37,7 @@ def made(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("kind", ["novel", "ablate", "inject", "lens", "lens-fit"])
+@pytest.mark.parametrize("kind", ["novel", "ablate", "inject", "lens", "lens-fit", "heads"])
 def test_a_summary_that_holds_no_table_is_shown_by_its_sentence(made, call, kind):
     run = made(kind)
     status, out, err = call("show", run)
@@ -48,7 +48,7 @@ def test_a_summary_that_holds_no_table_is_shown_by_its_sentence(made, call, kind
     assert json.loads(call("show", run, "--json")[1])["rows"] == [{"gain": 0.5}]
 
 
-@pytest.mark.parametrize("kind", ["novel", "ablate", "inject", "lens"])
+@pytest.mark.parametrize("kind", ["novel", "ablate", "inject", "lens", "heads"])
 def test_a_run_without_a_summary_says_how_far_it_is(made, call, kind):
     run = made(kind, finished=False)
     status, out, err = call("show", run)
@@ -78,7 +78,7 @@ def test_every_other_command_takes_it(made, call):
     assert (status, "is a run of `novel`, which has no report" in err) == (1, True)
 
 
-@pytest.mark.parametrize("kind", ["ablate", "inject", "lens"])
+@pytest.mark.parametrize("kind", ["ablate", "inject", "lens", "heads"])
 def test_a_run_goes_on_in_its_own_folder(made, kind):
     run = made(kind, finished=False)
     assert command_of(run).argv == [kind, "--pair", "tiny", "--out", str(run)]

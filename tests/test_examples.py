@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-EXAMPLES = {"induction", "steering", "lens"}
+EXAMPLES = {"induction", "steering", "lens", "components"}
 
 
 def example(name):
@@ -49,3 +49,12 @@ def test_the_lens_and_the_parts_end_in_the_answer(capsys, tmp_path):
     assert offered[-1] > 0.9 > 0.1 > offered[0]
     assert figure.stat().st_size > 10_000
     assert "all together" in capsys.readouterr().out
+
+
+def test_the_parts_of_a_toy_are_recovered_from_every_start(capsys):
+    found = example("components")(3)
+    assert len(found["trained"]) == 3
+    assert min(found["trained"]) > 0.99
+    for control in ("singular values", "start", "trained without minimality"):
+        assert max(found[control]) < 0.8
+    assert "largest cosine" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from mlxroles import notebook
 from mlxroles.backend import mx
 from mlxroles.edits import DERIVED, SITES
 from mlxroles.forward import Run
-from mlxroles.head_scores import head_scores, repeated
+from mlxroles.detectors import head_scores, repeated
 from mlxroles.models.load import wrap
 from mlxroles.text import ranges
 

@@ -61,6 +61,12 @@ METHODS = ("zero", "scale", "mean", "resample")
     metavar="FILE#NAME",
     help="A vector, projected out of the stream after --layers, or after all of them.",
 )
+@click.option(
+    "--components",
+    metavar="FILE#L3.q:17,L3.k:2",
+    help="Components of a file, each and all together, beside random ones of the same maps; #top "
+    "and #L3.q name the --top largest, L3.q:17@H4 one in a head.",
+)
 @click.option("--layers", metavar="A-B|A,B|A", help="With --values, --sites or --direction.")
 @click.option(
     "--method",
@@ -86,7 +92,8 @@ METHODS = ("zero", "scale", "mean", "resample")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
-    help="Pairs of heads, or heads of a table, at most.  [default: 8; at single positions 1 pair]",
+    help="Pairs of heads, heads of a table, or components, at most.  [default: 8; at single "
+    "positions 1 pair]",
 )
 @click.option(
     "--random",
@@ -103,7 +110,7 @@ METHODS = ("zero", "scale", "mean", "resample")
 @drift_option
 @run_options
 def command(**given: Any) -> int:
-    """Take heads, values, outputs or directions out and see what changes.
+    """Take heads, values, outputs, directions or components out and see what changes.
 
     KL, top-1 and logit changes, loss, attention outputs and entropies of later layers, at the
     positions that can change, each ablation beside random sets of heads. Where no prompt is given,
@@ -116,6 +123,7 @@ def command(**given: Any) -> int:
       mlxroles ablate --model DIR --heads L5H8,L6H1 --prompt "TEXT" --positions last
       mlxroles ablate --pair tiny --direction vectors.h5#tools
       mlxroles ablate --pair tiny --heads L1H4,L2H7 --test redundancy
+      mlxroles ablate --model tiny/base --components tiny.safetensors#L2.q
     """  # noqa: D301
     subject = chosen_subject(given)
     from mlxroles.cli.ablate_study import planned

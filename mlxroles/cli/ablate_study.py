@@ -41,8 +41,12 @@ def planned(subject: Subject, given: Given) -> Any:
     from mlxroles.studies.ablate.work import Options
 
     directions: dict[int, Any] = {}
+    parts = None
     if given["direction"] is not None:
         what, directions = _direction(subject, given)
+    elif given["components"] is not None:
+        parts = _parts(subject, given)
+        what = parts.ablations(growing=given["test"] == "joint")
     else:
         what = _ablations(given, sizes)
     prompts, targets = _prompts(subject, given, what)
@@ -55,6 +59,7 @@ def planned(subject: Subject, given: Given) -> Any:
         random=given["random"],
         seed=given["seed"],
         directions=directions,
+        parts=parts,
     )
     reference = _reference(subject, given)
     return Ablate(subject, prompts, what, options, targets=targets, reference=reference)
@@ -66,13 +71,17 @@ def _check(given: Given) -> None:
     Raises:
         SpecError: naming both.
     """
-    whats = [name for name in ("sites", "direction") if given[name] is not None]
+    whats = [name for name in ("sites", "direction", "components") if given[name] is not None]
     heads = [name for name in ("heads", "values") if given[name] is not None]
     if len(whats) > 1 or (whats and heads):
         both = [*whats, *heads][:2]
         raise SpecError(f"--{both[0]} and --{both[1]} are two ablations; run one at a time")
     if given["layers"] is not None and not (whats or given["values"] is not None):
         raise SpecError("--layers goes with --values, --sites or --direction; heads have their own")
+    if given["layers"] is not None and given["components"] is not None:
+        raise SpecError("--components names its layers already; drop --layers")
+    if given["components"] is not None and given["method"] in ("mean", "resample"):
+        raise SpecError("components are taken out or scaled; drop --method, or use --method scale")
     if given["layers"] is not None and given["heads"] is not None:
         raise SpecError("--heads names its layers already; drop --layers")
     if given["factors"] is not None and given["method"] != "scale":
@@ -81,7 +90,7 @@ def _check(given: Given) -> None:
         raise SpecError("--reference goes with --method mean or resample")
     if given["direction"] is not None and given["method"] != "zero":
         raise SpecError("a direction is projected out; drop --method")
-    if given["test"] == "joint" and (whats or given["values"] is not None):
+    if given["test"] == "joint" and ({*whats} - {"components"} or given["values"] is not None):
         raise SpecError(_NAMED_HEADS.format("joint"))
     is_offset = given["values"] not in (None, "all") and given["positions"] in (None, "all")
     if is_offset and given["method"] in ("mean", "resample"):
@@ -94,9 +103,11 @@ def _check(given: Given) -> None:
 
 
 def _check_positions(given: Given) -> None:
-    if given["heads"] in (None, "each"):
+    is_about_components = given["test"] == "redundancy" and given["components"] is not None
+    if given["heads"] in (None, "each") and not is_about_components:
         raise SpecError(_NAMED_HEADS.format(given["test"]))
-    for name in ("values", "sites", "direction"):
+    others = ("components",) * (not is_about_components)
+    for name in ("values", "sites", "direction", *others):
         if given[name] is not None:
             raise SpecError(f"--{name} does not go with --test {given['test']}; drop it")
     if given["method"] != "zero":
@@ -178,6 +189,15 @@ def _direction(subject: Subject, given: Given) -> tuple[list[Ablation], dict[int
     return [ablation.direction(name, layers)], directions
 
 
+def _parts(subject: Subject, given: Given) -> Any:
+    """The components that are named, with a note where random ones are of another size."""
+    from mlxroles.studies.ablate.parts import Parts
+
+    parts = Parts.of(given["components"], given["top"] or TOP)
+    subject.notes += [parts.note] if parts.note and given["random"] else []
+    return parts
+
+
 def _prompts(subject: Subject, given: Given, what: Sequence[Ablation]) -> tuple[Any, Any]:
     """The prompts as ids, and what is measured after them or None."""
     from mlxroles.prompts import load_prompts
@@ -185,7 +205,8 @@ def _prompts(subject: Subject, given: Given, what: Sequence[Ablation]) -> tuple[
     from mlxroles.studies.inputs import DEFAULT_PROMPT, encoded, several_tokens, targets_for
 
     chosen = chosen_prompts(dict(given))
-    is_about_heads = all(one.kind in ("heads", "values") for one in what)
+    about = ("heads", "values", "components")
+    is_about_heads = all(one.kind in about for one in what)
     wanted = given["strings"] or given["token_ids"]
     if not chosen and is_about_heads and not wanted:
         return repeats(subject, seed=given["seed"]), None
@@ -211,14 +232,16 @@ def _at_positions(subject: Subject, given: Given, sizes: Sizes) -> Any:
     """A test at single positions."""
     from mlxroles.studies.ablate.position_tests import planned as at_positions
 
+    parts = None if given["components"] is None else _parts(subject, given)
     return at_positions(
         given["test"],
         subject,
         chosen_prompts(dict(given)) or None,
-        _some_heads(subject, given, sizes),
+        () if parts is not None else _some_heads(subject, given, sizes),
         positions=_positions(given["positions"]),
         n_random=given["random"],
         seed=given["seed"],
+        parts=parts,
     )
 
 

@@ -21,6 +21,8 @@ KINDS = (
     "ablate",
     "inject",
     "lens",
+    "heads",
+    "circuits",
     "entropy",
     "pipeline",
     "capture",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FILES = ("summary.json", "run.h5", CAPTURE, "report.html", "figures")
 _ABLATIONS, _INJECTIONS, _LENSES = ("ablate",), ("inject",), ("lens", "lens-fit")
+_HEADS, _CIRCUITS, _TRAININGS = ("heads",), ("circuits",), ("components-train",)
 
 
 @click.command("show")
@@ -135,7 +136,19 @@ def _of_kind(doc: dict[str, Any], kind: str, path: str) -> "Iterator[RenderableT
     from mlxroles.dashboard import paragraphs
 
     sentence = doc.get("sentence")
-    if not doc.get("rows") or kind not in (*_ABLATIONS, *_INJECTIONS, *_LENSES):
+    if kind in _HEADS and doc.get("models"):
+        from mlxroles.studies.heads.results import tables as heads_tables
+
+        yield heads_tables(doc)
+    elif kind in _CIRCUITS and doc.get("models"):
+        from mlxroles.dashboard.circuits_tables import circuits_tables
+
+        yield circuits_tables(doc)
+    elif kind in _TRAININGS and doc.get("learned"):
+        from mlxroles.dashboard.training_tables import training_tables
+
+        yield training_tables(doc)
+    elif not doc.get("rows") or kind not in (*_ABLATIONS, *_INJECTIONS, *_LENSES):
         untold = "What it finds is worked out when all of its cells are stored."
         yield paragraphs([str(sentence) if isinstance(sentence, str) else untold])
     elif kind in _ABLATIONS:

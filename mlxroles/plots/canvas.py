@@ -104,6 +104,11 @@ def _escape(char: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+def brightness(color: Sequence[float]) -> float:
+    """Perceived brightness of an RGB colour, 0 to 1 (Rec. 601)."""
+    return float(0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2])
+
+
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A number of things: ``1 prompt``, ``2 prompts``."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
@@ -158,3 +163,19 @@ def save(figure: Figure, png: Path, vector: Path) -> None:
     figure.savefig(png, metadata={"Software": None})
     figure.set_layout_engine("none")  # both files have the layout of the first
     figure.savefig(vector, metadata={"Date": None, "Creator": None})
+
+
+def saved(drawn: Mapping[str, Figure | None], folder: Path) -> dict[str, str]:
+    """Saves the figures that there are, each as ``NAME.png`` and ``NAME.svg``.
+
+    Returns:
+        The path of every PNG by name, and that of the SVG with ``_svg`` appended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, str] = {}
+    for name, figure in drawn.items():
+        if figure is not None:
+            png, vector = folder / f"{name}.png", folder / f"{name}.svg"
+            save(figure, png, vector)
+            paths |= {name: str(png), f"{name}_svg": str(vector)}
+    return paths

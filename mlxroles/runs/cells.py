@@ -17,6 +17,8 @@ from mlxroles.store.folder import RunFolder
 from mlxroles.store.record import Record
 from mlxroles.studies.ablate.axes import LISTED
 from mlxroles.studies.ablate.axes import axes_of as ablate_axes
+from mlxroles.studies.circuits.axes import axes_of as circuits_axes
+from mlxroles.studies.heads.axes import axes_of as heads_axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,6 +219,10 @@ def axes_of(kind: str, name: str, n_axes: int, *, test: str = "") -> tuple[str, 
         known = _INJECT.get(name, ())
     elif kind == "ablate":
         known = ablate_axes(test, name, n_axes)
+    elif kind == "heads":
+        known = heads_axes(name, n_axes)
+    elif kind == "circuits":
+        known = circuits_axes(name, n_axes)
     else:
         known = ()
     return known if len(known) == n_axes else tuple(f"axis_{n}" for n in range(n_axes))

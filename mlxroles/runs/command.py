@@ -20,7 +20,7 @@ from mlxroles.store.files import read_object, shown
 from mlxroles.store.sweep_state import QUEUE
 from mlxroles.text import safe_text
 
-_WITH_OUT = ("patch", "probe", "entropy", "ablate", "inject", "lens")
+_WITH_OUT = ("patch", "probe", "entropy", "ablate", "inject", "lens", "heads", "circuits")
 """Commands whose ``--out`` is the run folder."""
 
 

@@ -206,9 +206,14 @@ def plain(doc: object) -> object:
     return doc if to_list is None else plain(to_list())
 
 
-def to_json(doc: object) -> str:
-    """The document as indented JSON text, NaN and infinities as null, only ASCII characters."""
-    return json.dumps(plain(doc), indent=2, allow_nan=False) + "\n"
+def to_json(doc: object, *, indent: int | None = 2) -> str:
+    """The document as JSON text, NaN and infinities as null, only ASCII characters.
+
+    Args:
+        doc: The document.
+        indent: Of nested lines; None for one line, which of many numbers is a third of the size.
+    """
+    return json.dumps(plain(doc), indent=indent, allow_nan=False) + "\n"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -220,10 +225,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_json(path: Path, doc: object) -> None:
-    """Writes a document as JSON, atomically.
+def write_json(path: Path, doc: object, *, indent: int | None = 2) -> None:
+    """Writes a document as JSON, atomically; ``indent`` as in ``to_json``.
 
     Raises:
         StoreError: it cannot be written.
     """
-    write_atomic(path, to_json(doc).encode("ascii"))
+    write_atomic(path, to_json(doc, indent=indent).encode("ascii"))

@@ -15,6 +15,9 @@ from mlxroles.store.manifest import MANIFEST
 from mlxroles.store.summary import SUMMARY, read_summary
 from mlxroles.studies.ablate import results as ablate_results
 from mlxroles.studies.attribution import results as attribution_results
+from mlxroles.studies.circuits import results as circuits_results
+from mlxroles.studies.component_training import results as training_results
+from mlxroles.studies.heads import results as heads_results
 from mlxroles.studies.inject import results as inject_results
 from mlxroles.studies.lens import results as lens_results
 from mlxroles.studies.role_results import FIGURES, PAGE, Analysis, finish, place_of
@@ -57,6 +60,15 @@ def write_report(text: str, analysis: Analysis) -> tuple[dict[str, Any], Path]:
             doc = _summary(path)
             inject_results.write(path, doc)
             return doc, path / PAGE
+        if kind == "circuits":
+            doc = _summary(path)
+            return doc, circuits_results.again(folder, doc)
+        if kind == "heads":
+            doc = _summary(path)
+            return doc, heads_results.again(folder, doc)
+        if kind == training_results.KIND:
+            doc = _summary(path)
+            return doc, training_results.again(folder, doc)
         if kind in lens_results.KINDS:
             doc = _summary(path)
             return doc, lens_results.again(folder, doc)

@@ -317,15 +317,20 @@ def graded(doc: Doc) -> Figure | None:
     return figure
 
 
+def _size(row: Mapping[str, Any]) -> int:
+    """Heads or components of an ablation; runs of before step 6 counted heads only."""
+    return row.get("parts", len(row["heads"]))
+
+
 def joint(doc: Doc) -> Figure | None:
     """Joint effects of growing sets beside the sums of the heads' own."""
-    if len({len(row["heads"]) for row in doc["rows"] if row.get("sum")}) < 2:
+    if len({_size(row) for row in doc["rows"] if row.get("sum")}) < 2:
         return None
     figure, panels = _panels(doc, 4.4, 3.8)
     for n, (model, axes) in enumerate(panels):
         group = [r for r in doc["rows"] if r["model"] == model and r.get("sum")]
         group = [r for r in group if r["factor"] == group[-1]["factor"]]
-        x = [len(row["heads"]) for row in group]
+        x = [_size(row) for row in group]
         for place, row in zip(x, group, strict=True):
             values = (row.get("null") or {"values": []})["values"]
             axes.plot(

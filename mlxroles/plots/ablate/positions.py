@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlxroles.plots import canvas
-from mlxroles.report.ablate.position_rows import heads, number
+from mlxroles.report.ablate.position_rows import heads, number, taken
 
 Doc = Mapping[str, Any]
 
@@ -73,7 +73,9 @@ def _remains(axes: Axes, doc: Doc) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=min(-0.03, axes.get_xlim()[0]))
     axes.set_title("what t-1 still gives")
-    axes.set_xlabel("share of the values' effect that remains\n(grey: without random heads)")
+    axes.set_xlabel(
+        f"share of the values' effect that remains\n(grey: without random {taken(doc)})"
+    )
 
 
 def offsets(doc: Doc) -> Figure | None:

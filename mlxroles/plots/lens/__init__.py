@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mlxroles.report.lens.grids import TokenGrid
 
 MOST_GRIDS = 6
@@ -38,7 +36,7 @@ def lens_figures(
             drawn[f"grid_{n}"] = token_map(doc, one)
         docs = parts_by_name(doc)
         drawn["parts"] = direct.parts(doc, docs) if docs else None
-        return _saved(drawn, folder)
+        return canvas.saved(drawn, folder)
 
 
 def gain_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -47,17 +45,4 @@ def gain_figures(doc: Mapping[str, Any], folder: Path) -> dict[str, str]:
     from mlxroles.plots.lens.gain import gain
 
     with canvas.style():
-        return _saved({"gain": gain(doc)}, folder)
-
-
-def _saved(drawn: Mapping[str, "Figure | None"], folder: Path) -> dict[str, str]:
-    from mlxroles.plots import canvas
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: dict[str, str] = {}
-    for name, figure in drawn.items():
-        if figure is not None:
-            png, vector = folder / f"{name}.png", folder / f"{name}.svg"
-            canvas.save(figure, png, vector)
-            paths |= {name: str(png), f"{name}_svg": str(vector)}
-    return paths
+        return canvas.saved({"gain": gain(doc)}, folder)

@@ -46,7 +46,7 @@ def token_map(doc: Mapping[str, Any], grid: TokenGrid) -> Figure:
                 va="center",
                 fontsize=6.2,
                 fontweight="bold" if is_end else "normal",
-                color="black" if _light(colors(share)) > _INK_CHANGES else "white",
+                color="black" if canvas.brightness(colors(share)) > _INK_CHANGES else "white",
             )
     axes.set_xticks(range(len(columns)), [_named(grid, n) for n in columns], fontsize=6.5)
     for text in axes.get_xticklabels():
@@ -67,9 +67,3 @@ def token_map(doc: Mapping[str, Any], grid: TokenGrid) -> Figure:
 
 def _named(grid: TokenGrid, column: int) -> str:
     return f"{canvas.label(show_token(grid.tokens[column]), 10)} {grid.positions[column]}"
-
-
-def _light(color: tuple[float, ...]) -> float:
-    """Perceived brightness of an RGB colour, 0 to 1 (Rec. 601)."""
-    red, green, blue = color[:3]
-    return 0.299 * red + 0.587 * green + 0.114 * blue

@@ -44,6 +44,8 @@ def method(doc: Doc) -> str:
     """How things are ablated, in words."""
     if any(row["kind"] == "direction" for row in doc["rows"]):
         return "projected out"
+    if doc["method"] == "zero" and any(row["kind"] == "components" for row in doc["rows"]):
+        return "taken out"
     return _METHODS.get(doc["method"], str(doc["method"]))
 
 
@@ -115,11 +117,12 @@ def grid(doc: Doc, model: str, *, most: int = 40) -> Grid:
     own = ordered(doc, most=most)[model]
     total = sum(row["model"] == model for row in doc["rows"])
     columns = _columns(doc, own)
-    head = ["ablated", "heads", *(label for label, _ in columns)]
+    has_heads = any(row["heads"] for row in own)
+    head = ["ablated", *(["heads"] * has_heads), *(label for label, _ in columns)]
     found = []
     for row in own:
-        cells = [name(row), str(len(row["heads"])) if row["heads"] else ""]
-        found.append(cells + [draw(row) for _, draw in columns])
+        count = [str(len(row["heads"])) if row["heads"] else ""] * has_heads
+        found.append([name(row), *count, *(draw(row) for _, draw in columns)])
     shown = f"{model}: " if len(doc["models"]) > 1 else ""
     what = "effects" if len(own) == total else f"the {len(own)} largest of {total} effects"
     return Grid(f"{shown}{what}{_unablated(doc, model)}", head, found)

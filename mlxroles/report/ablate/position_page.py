@@ -17,8 +17,8 @@ TITLES = {
 }
 CAPTIONS = {
     "redundancy": "Left: how much of the layer's attention output at t is left, 1 is all of it. "
-    "Right: what the values at t-1 still give once the heads are zero; grey marks are random "
-    "sets of as many heads of the same layers.",
+    "Right: what the values at t-1 still give once the heads or components are gone; grey marks "
+    "are random sets of as many, of the same layers or maps.",
     "offsets": "Above: how much of the attention output at t is left when values at t-d are "
     "zero, with and without the heads; the red line is the heads alone. Below: the share of what "
     "those values give that remains without the heads; grey lines are random heads.",

@@ -28,7 +28,11 @@ def grids(doc: Doc, *, is_narrow: bool = False) -> list[Grid]:
 
 def legend(doc: Doc) -> str:
     """What the words and signs of the tables mean."""
-    return _LEGENDS[doc["test"]] + (
+    told = _LEGENDS[doc["test"]]
+    if doc.get("components"):
+        for of_heads, of_components in _OF_COMPONENTS.items():
+            told = told.replace(of_heads, of_components)
+    return told + (
         " Brackets: 95 % bootstrap intervals over "
         + ("prompts." if len(doc["prompts"]) > 1 else "the positions of the one prompt.")
     )
@@ -54,6 +58,14 @@ _LEGENDS = {
 }
 
 
+_OF_COMPONENTS = {
+    "A: heads zero at t.": "A: components taken out, those of q and o at t, of k and v everywhere.",
+    "the named heads read": "the components' heads read",
+    "other heads of the same layers": "other components of the same maps",
+}
+"""What a legend says of heads, and of components in their place."""
+
+
 def facts(doc: Doc) -> list[tuple[str, str]]:
     """What the run was."""
     counts = doc.get("n_samples") or {}
@@ -63,10 +75,10 @@ def facts(doc: Doc) -> list[tuple[str, str]]:
     more = f" and {len(prompts) - 8} more" if len(prompts) > 8 else ""
     found = [
         ("models", safe_text(str(doc.get("display") or doc.get("pair") or ""))),
-        ("heads", heads(doc)),
+        ("components" if doc.get("components") else "heads", heads(doc)),
         ("positions t", ", ".join(f"{n} in {name}" for name, n in counts.items())),
         ("prompts", named + more),
-        ("random sets", str(len(doc.get("random") or []))),
+        ("random sets", str(len(doc.get("random") or doc.get("random_components") or []))),
         ("seed", str(doc.get("seed", ""))),
         ("run", safe_text(str(doc.get("run_id") or ""))),
         ("made", safe_text(str(doc.get("timestamp") or ""))),
@@ -80,8 +92,15 @@ def facts(doc: Doc) -> list[tuple[str, str]]:
 
 
 def heads(doc: Doc) -> str:
-    """The heads by name."""
+    """The heads, or the components in their place, by name."""
+    if doc.get("components"):
+        return ", ".join(safe_text(str(name), limit=60) for name in doc["components"])
     return ", ".join(f"L{layer}H{head}" for layer, head in doc["heads"])
+
+
+def taken(doc: Doc) -> str:
+    """What is taken out at t: heads or components."""
+    return "components" if doc.get("components") else "heads"
 
 
 def number(value: Any) -> float:
@@ -113,7 +132,7 @@ def _redundancy(doc: Doc, is_narrow: bool) -> list[Grid]:
     ]
     compared = [*_models(doc), "comparison", "layer", "NIP", "cosine", "KL"]
     return [
-        Grid("What the values at t-1 still give without the heads", head, remains),
+        Grid(f"What the values at t-1 still give without the {taken(doc)}", head, remains),
         Grid("Seven comparisons at t", compared, rows),
     ]
 

@@ -16,7 +16,7 @@ from mlxroles.text import safe_text
 Head = tuple[int, int]
 """Layer and head."""
 
-Kind = Literal["heads", "values", "output", "direction"]
+Kind = Literal["heads", "values", "output", "direction", "components"]
 
 OUTPUTS = ("attn_out", "mlp_out")
 MOST_NAMED = 4
@@ -43,12 +43,15 @@ class Ablation:
     offsets: tuple[int, ...] | None = None
     """Of values: those at t - d for each query t; None for all of them."""
     is_joint: bool = False
-    """Whether its effect is held against the sum of its heads' own."""
+    """Whether its effect is held against the sum of its parts' own."""
+    components: tuple[str, ...] = ()
+    """Names of components, as ``L3.q:17@H4``."""
 
     def document(self) -> dict[str, Any]:
         """What changes numbers."""
         offsets = None if self.offsets is None else list(self.offsets)
-        return {
+        named = {"components": list(self.components)} if self.components else {}
+        return named | {
             "kind": self.kind,
             "heads": [list(at) for at in self.heads],
             "slots": [list(slot) for slot in self.slots],

@@ -8,6 +8,7 @@ reads it: with grouped heads, several do.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class Condition:
     """Layer and the query head whose value head is zero; None for all heads of the layer."""
     offsets: tuple[int, ...] | None = (1,)
     """Values are zero at the positions t-d; None for all positions, t among them."""
+    edits: tuple[Edit, ...] = ()
+    """What else is changed; runs that have the same ones, in a row, are one batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +83,13 @@ def run(
         SpecError: a layer or head that the model does not have.
         FloatingPointError: what was read is not all finite.
     """
-    made = list(edits(model, conditions, len(ids)))
+    made = [*edits(model, conditions, len(ids)), *(e for c in conditions for e in c.edits)]
     before = _prefix(model, ids, made)
     first = before[0].offset if before else 0
     # rows have the keys of the whole prompt, which is why they are not many times as many
     rows = max(1, min(worth() // (len(ids) - first), _KEYS * worth() // len(ids)))
-    parts = [conditions[i : i + rows] for i in range(0, len(conditions), rows)]
+    alike = [list(some) for _, some in groupby(conditions, key=lambda c: [*map(id, c.edits)])]
+    parts = [some[i : i + rows] for some in alike for i in range(0, len(some), rows)]
     found = [_part(model, ids, part, (before, keep, layers), logits=logits) for part in parts]
     sites = {
         site: {i: np.concatenate([f.sites[site][i] for f in found]) for i in found[0].sites[site]}
@@ -119,7 +123,8 @@ def _part(
     """As ``run``, of conditions that run as one batch; ``how`` is (prefix, keep, layers)."""
     before, keep, layers = how
     first = before[0].offset if before else 0
-    cut = [onto(edit, first, len(ids)) for edit in edits(model, conditions, len(ids))]
+    whole = [*edits(model, conditions, len(ids)), *conditions[0].edits]
+    cut = [onto(edit, first, len(ids)) for edit in whole]
     made = model.run(
         [list(ids[first:])] * len(conditions),
         keep,

@@ -134,6 +134,8 @@ def _row(
         "key": key,
         "kind": kind,
         "heads": [list(at) for at in heads],
+        **({"components": values["components"]} if "components" in values else {}),
+        "parts": len(_parts(values)),
         "factor": None if factor is None else float(factor),
         "is_joint": is_joint,
         "cell": cell.id,
@@ -229,22 +231,27 @@ def _sums(
     base: Mapping[str, np.ndarray],
     names: Names,
 ) -> None:
-    """Of joint ablations: the sum of their heads' own effects, and what they do beyond it."""
-    alone: dict[tuple[tuple[int, ...], str | None], Numbers] = {}
+    """Of joint ablations: the sum of their parts' own effects, and what they do beyond it."""
+    alone: dict[tuple[Any, str | None], Numbers] = {}
     for cell, values, arrays in own:
-        if len(values["heads"]) == 1:
-            at = tuple(values["heads"][0]), cell.coords.get("factor")
+        if len(_parts(values)) == 1:
+            at = _parts(values)[0], cell.coords.get("factor")
             alone[at] = effect(doc, arrays, base)
     for row, (cell, values, arrays) in zip(rows, own, strict=True):
         if not names[cell.coords["what"]][2]:
             continue
-        parts = [alone.get((tuple(at), cell.coords.get("factor"))) for at in values["heads"]]
+        parts = [alone.get((at, cell.coords.get("factor"))) for at in _parts(values)]
         found = [part for part in parts if part is not None]
         if len(found) < len(parts):
             continue
         total = np.sum(found, axis=0)
         beyond = effect(doc, arrays, base) - total
         row |= _means(doc, {"sum": total, "beyond_sum": beyond}, row["model"], row["key"])
+
+
+def _parts(values: Mapping[str, Any]) -> list[Any]:
+    """What an ablation consists of: heads (layer, head), or components by name."""
+    return values.get("components") or [tuple(at) for at in values["heads"]]
 
 
 def _by_layer(changed: np.ndarray) -> list[float]:
@@ -287,6 +294,7 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     records = {r.id: r for r in folder.records().values() if r.status == "ok"}
     prompts = [guarded(str(prompt["id"])) for prompt in doc["prompts"]]
+    has_components = any("components" in record.values for record in records.values())
     for cell in cells:
         record = records.get(cell.id)
         if record is None or "skipped" in record.values:
@@ -301,6 +309,9 @@ def _lines(
             "random": c.get("random", ""),
             "heads": heads,
         }
+        if has_components:
+            parts: Any = record.values.get("components", ())
+            about["components"] = " ".join(parts)
         if "random" in c:
             for name in MEASURES:
                 if name in record.values:

@@ -3,8 +3,8 @@
 The ids are not those on which effects are measured.
 """
 
+from mlxroles.detectors import MARKED, HeadScores, head_scores
 from mlxroles.errors import ModelError
-from mlxroles.head_scores import MARKED, HeadScores, head_scores
 from mlxroles.heads import head_name
 from mlxroles.models.model import Model
 from mlxroles.studies.ablate.ablation import SLOTS, Head

@@ -11,6 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mlxroles.backend import mx
+from mlxroles.components.decomposition import Components
+from mlxroles.components.edits import ablation as of_components
+from mlxroles.components.maps import Map
 from mlxroles.edits import Edit, project_out, selected
 from mlxroles.errors import ModelError
 from mlxroles.heads import by_layer
@@ -22,6 +25,10 @@ METHODS: tuple[Method, ...] = ("zero", "scale", "mean", "resample")
 
 Reference = Callable[[str, Sequence[int]], Mapping[int, mx.array]]
 """Site, layers -> layer -> array [1 or prompt, position or 1, ...] that is put in."""
+
+
+Fitted = tuple[Components, Mapping[str, Map]]
+"""Components, and the model's maps that they decompose."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def edits(
     *,
     reference: Reference | None = None,
     directions: Mapping[int, np.ndarray] | None = None,
+    components: Fitted | None = None,
 ) -> list[Edit]:
     """The edits of one run of prompts of one length.
 
@@ -53,10 +61,16 @@ def edits(
         length: Tokens of the prompts.
         reference: What ``mean`` and ``resample`` put in.
         directions: Layer -> direction [d_model].
+        components: Those that an ablation of components names.
 
     Raises:
         ModelError: a layer has no such heads.
     """
+    if ablation.kind == "components":
+        assert components is not None
+        share = 1.0 - how.factor if how.method == "scale" else 1.0
+        found, maps = components
+        return of_components(model, found, ablation.components, how.positions, share, maps=maps)
     if ablation.kind == "direction":
         assert directions is not None
         return [

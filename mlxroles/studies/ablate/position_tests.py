@@ -5,12 +5,13 @@ from typing import Literal
 
 import numpy as np
 
-from mlxroles.head_scores import repeated
+from mlxroles.detectors import repeated
 from mlxroles.prompts import Prompt, load_prompts
 from mlxroles.studies.ablate.at_positions import SAMPLES, AtPositions, LocalTest
 from mlxroles.studies.ablate.compare import Comparison
 from mlxroles.studies.ablate.conditions import Head
 from mlxroles.studies.ablate.offsets import Offsets
+from mlxroles.studies.ablate.parts import Parts
 from mlxroles.studies.ablate.patterns import Patterns
 from mlxroles.studies.ablate.redundancy import RANDOM, Redundancy
 from mlxroles.studies.subject import Subject
@@ -33,6 +34,7 @@ def planned(
     value_heads: Sequence[Head] | None = None,
     n_random: int = RANDOM,
     seed: int = 0,
+    parts: Parts | None = None,
 ) -> AtPositions:
     """The study of some heads.
 
@@ -48,13 +50,16 @@ def planned(
         value_heads: For redundancy: query heads whose value heads are ``spec``; None for ``heads``.
         n_random: Random sets of heads to compare with.
         seed: Of everything drawn.
+        parts: For redundancy: components in place of heads.
 
     Raises:
         SpecError: heads that the models do not have, or that the test cannot be about.
         PromptError: prompts or positions that cannot be used.
     """
     made: LocalTest
-    if test == "redundancy":
+    if parts is not None:
+        made = Redundancy.of_components(parts, n_random=n_random, seed=seed)
+    elif test == "redundancy":
         made = Redundancy.of(subject, heads, value_heads=value_heads, n_random=n_random, seed=seed)
     elif test == "offsets":
         made = Offsets.of(subject, heads, n_random=n_random, seed=seed)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlxroles.detectors import repeated
 from mlxroles.errors import PromptError
-from mlxroles.head_scores import repeated
 from mlxroles.prompts import digest
 from mlxroles.studies.encoded import Encoded
 from mlxroles.studies.subject import Subject
@@ -16,8 +16,13 @@ MEASURED, SCORED = 0, 1
 
 
 def repeats(subject: Subject, *, seed: int, stream: int = MEASURED) -> tuple[Encoded, ...]:
-    """Sequences [x, x] of random ids that all models of a study know."""
-    ids = repeated(subject.vocab, np.random.default_rng([seed, stream])).tolist()
+    """Sequences [x, x] of random ids that all models of a study know.
+
+    Those for the scores are ids of ordinary pieces of text, where there is a tokenizer.
+    """
+    tokenizer = subject.tokenizer if stream == SCORED else None
+    rng = np.random.default_rng([seed, stream])
+    ids = repeated(subject.vocab, rng, tokenizer=tokenizer).tolist()
     return tuple(
         Encoded(f"repeat{n:02d}", tuple(row), digest(tuple(row))) for n, row in enumerate(ids)
     )

@@ -1,12 +1,14 @@
 """The redundancy test: do values at t-1 still matter at t once some heads are gone?
 
-A: heads are zero at t. B: values at t-1 are zero, those of all heads of the layers (``all``) or
-of chosen ones (``spec``). AB: both. Read is the layers' attention output at t. In the layer
-itself ``base`` less B is what all heads take from t-1, A less AB what the others take once the
-heads are gone, so their sizes compare directly: the share that remains is the sum over samples of
-|A - AB|^2 over that of |base - B|^2; 0 says that the heads are the only way for those values, 1
-that they have no part in it. ``spec`` of a head's own values is 0 by construction where no other
-head reads them: it tells something of the values of other heads, or where several share them.
+A: heads are zero at t; or components are taken out, those of q and o at t, those of k and v
+everywhere, since t reads them of all positions. B: values at t-1 are zero, those of all heads of
+the layers (``all``) or of chosen ones (``spec``). AB: both. Read is the layers' attention output
+at t. In the layer itself ``base`` less B is what all heads take from t-1, A less AB what the
+others take once the heads are gone, so their sizes compare directly: the share that remains is the
+sum over samples of |A - AB|^2 over that of |base - B|^2; 0 says that the heads are the only way
+for those values, 1 that they have no part in it. ``spec`` of a head's own values is 0 by
+construction where no other head reads them: it tells something of the values of other heads, or
+where several share them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxroles.components.decomposition import parse
+from mlxroles.components.edits import ablation
+from mlxroles.components.file import fitted
+from mlxroles.components.maps import Map
+from mlxroles.edits import Edit
+from mlxroles.errors import SpecError
 from mlxroles.models.model import Model
 from mlxroles.studies.ablate import conditions, spread, wording
 from mlxroles.studies.ablate.at_positions import AtPositions, Sample, check_heads
 from mlxroles.studies.ablate.conditions import Condition, Head, name_of
 from mlxroles.studies.ablate.measures import change, logit_change
+from mlxroles.studies.ablate.parts import Parts
 from mlxroles.studies.subject import Subject, attention_heads
 
 COMPARISONS = (
@@ -44,26 +53,36 @@ class Redundancy:
     """The test of some heads.
 
     ``value_heads`` are query heads whose value heads are ``spec``; None for those of ``heads``.
-    ``random`` are other sets of as many heads of the same layers.
+    ``random`` are other sets of as many heads of the same layers. With ``parts`` it is the test of
+    components in place of heads, and ``random_parts`` are others of the same maps.
     """
 
     heads: tuple[Head, ...]
     value_heads: tuple[Head, ...] | None = None
     random: tuple[tuple[Head, ...], ...] = ()
+    parts: Parts | None = None
+    random_parts: tuple[tuple[str, ...], ...] = ()
     name: str = field(default="redundancy", init=False)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers of the heads, which are those that are measured."""
+        """Layers of the heads or components, which are those that are measured."""
+        if self.parts is not None:
+            return tuple(self.parts.components.layers)
         return tuple(sorted({layer for layer, _ in self.heads}))
 
     def rows(self, _: int) -> int:
         """Runs per position."""
-        return len(NAMES) + 2 * len(self.random)
+        return len(NAMES) + 2 * len(self._drawn)
 
     def fresh(self, length: int) -> int:
         """Last positions that each run computes for itself."""
-        return min(2, length)
+        is_late = self.parts is None or all(n.key.endswith((".q", ".o")) for n in self.parts.names)
+        return min(2, length) if is_late else length
+
+    @property
+    def _drawn(self) -> Sequence[tuple[Any, ...]]:
+        return self.random if self.parts is None else self.random_parts
 
     @classmethod
     def of(
@@ -83,9 +102,28 @@ class Redundancy:
         values = None if value_heads is None else tuple(value_heads)
         return cls(tuple(heads), values, drawn_sets(subject, heads, n_random, seed))
 
+    @classmethod
+    def of_components(cls, parts: Parts, *, n_random: int = RANDOM, seed: int = 0) -> "Redundancy":
+        """The test of components taken out together.
+
+        Raises:
+            SpecError: components of an MLP, which an attention output does not show.
+        """
+        if not parts.in_attention:
+            raise SpecError(
+                "--test redundancy reads attention outputs: name components of q, k, v or o"
+            )
+        own = [str(name) for name in parts.names]
+        return cls((), parts=parts, random_parts=tuple(parts.random(own, n_random, seed)))
+
     def identity(self) -> dict[str, Any]:
         """Everything about the test that changes numbers."""
-        return {
+        named = {}
+        if self.parts is not None:
+            named["components"] = [str(name) for name in self.parts.names]
+            named["digest"] = self.parts.digest
+            named["random_components"] = [list(names) for names in self.random_parts]
+        return named | {
             "heads": [list(head) for head in self.heads],
             "layers": list(self.layers),
             "value_heads": [list(head) for head in self._values()],
@@ -96,21 +134,58 @@ class Redundancy:
     def _values(self) -> tuple[Head, ...]:
         return self.heads if self.value_heads is None else self.value_heads
 
-    def conditions(self) -> list[Condition]:
-        """Those of ``NAMES``, then each random set's A and AB_all."""
+    def conditions(self, model: Model, length: int) -> list[Condition]:
+        """Those of ``NAMES``, then each random set's A and AB_all, of a prompt of this length."""
         every = tuple((layer, None) for layer in self.layers)
-        spec = self._values()
+        spec = self._values() if self.parts is None else self._read(model)
+        maps = None if self.parts is None else fitted(self.parts.components, model)
+
+        def without(chosen: tuple[Any, ...]) -> dict[str, Any]:
+            if maps is None:
+                return {"heads": chosen}
+            return {"edits": self._taken(model, maps, chosen, length)}
+
+        gone = without(self.heads if maps is None else self._names)
         found = [
             Condition("base"),
-            Condition("A", self.heads),
+            Condition("A", **gone),
             Condition("B_all", values=every),
             Condition("B_spec", values=spec),
-            Condition("AB_all", self.heads, values=every),
-            Condition("AB_spec", self.heads, values=spec),
+            Condition("AB_all", **gone, values=every),
+            Condition("AB_spec", **gone, values=spec),
         ]
-        for heads in self.random:
-            found += [Condition("R", heads), Condition("RB_all", heads, values=every)]
+        for chosen in self._drawn:
+            gone = without(chosen)
+            found += [Condition("R", **gone), Condition("RB_all", **gone, values=every)]
         return found
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return () if self.parts is None else tuple(str(name) for name in self.parts.names)
+
+    def _taken(
+        self, model: Model, maps: Mapping[str, Map], names: Sequence[str], length: int
+    ) -> tuple[Edit, ...]:
+        """The edits that take components out: of q and o at the last position alone."""
+        assert self.parts is not None
+        made: list[Edit] = []
+        late = [name for name in names if parse(name).key.endswith((".q", ".o"))]
+        for some, places in ((late, [length - 1]), ([n for n in names if n not in late], None)):
+            if some:
+                made += ablation(model, self.parts.components, some, places, maps=maps)
+        return tuple(made)
+
+    def _read(self, model: Model) -> tuple[tuple[int, int | None], ...]:
+        """Layer and a query head of the values that components in given heads read; else all."""
+        assert self.parts is not None
+        found: dict[tuple[int, int | None], None] = {}
+        for name in self.parts.names:
+            d = self.parts.components.map(name.key)
+            block = model.network.block(d.layer)
+            group = 1 if d.kind in ("q", "o") else block.heads // (block.kv_heads or block.heads)
+            for head in name.heads or (None,):
+                found[d.layer, None if head is None else head * group] = None
+        return tuple(found)
 
     def measure(
         self, model: Model, ids: Sequence[int]
@@ -121,7 +196,9 @@ class Redundancy:
         of the difference; ``kl`` and ``top1_changed`` [comparison], of the logits;
         ``random_moved`` [set, layer], as ``moved`` between R and RB_all.
         """
-        seen = conditions.run(model, ids, self.conditions(), ["attn_out"], self.layers)
+        seen = conditions.run(
+            model, ids, self.conditions(model, len(ids)), ["attn_out"], self.layers
+        )
         assert seen.logits is not None
         outputs = [seen.sites["attn_out"][layer] for layer in self.layers]
         at = {name: n for n, name in enumerate(NAMES)}
@@ -130,7 +207,7 @@ class Redundancy:
         said = np.array([logit_change(seen.logits[a], seen.logits[b]) for a, b in pairs])
         arrays = {name: compared[..., k] for k, name in enumerate(("nip", "cosine", "moved"))}
         arrays |= {name: said[:, k] for k, name in enumerate(("kl", "top1_changed"))}
-        firsts = range(len(NAMES), len(NAMES) + 2 * len(self.random), 2)
+        firsts = range(len(NAMES), len(NAMES) + 2 * len(self._drawn), 2)
         drawn = [[change(out[n], out[n + 1])[2] for out in outputs] for n in firsts]
         if drawn:
             arrays["random_moved"] = np.array(drawn)
@@ -188,7 +265,7 @@ class Redundancy:
             share, ci = spread.ratio(left, whole, prompts, spread.generator(seed, model, layer))
             null = [
                 spread.share(np.array([s.arrays["random_moved"][n, m] for s in found]), whole)
-                for n in range(len(self.random))
+                for n in range(len(self._drawn))
             ]
             made.append(
                 {
@@ -207,7 +284,7 @@ class Redundancy:
 
         Random sets are taken in the layer where least remains without them.
         """
-        told = []
+        told, what = [], "heads" if self.parts is None else "components"
         for model in context.subject.sides:
             known = [r for r in remains if r["model"] == model and np.isfinite(r["share"])]
             if not known:
@@ -219,11 +296,13 @@ class Redundancy:
             told.append(
                 f"{wording.within(model, context)}{100 * least['share']:.0f} % of what values at "
                 f"t-1 give to layer {least['layer']}'s attention output remains"
-                f"{wording.bounds(least['ci'])}{wording.beside(beside)}"
+                f"{wording.bounds(least['ci'])}{wording.beside(beside, what=what)}"
             )
         if not told:
             return "Nothing was measured."
-        return f"Without {name_of(self.heads)} at t, {'; '.join(told)}."
+        if self.parts is None:
+            return f"Without {name_of(self.heads)} at t, {'; '.join(told)}."
+        return f"Without {', '.join(self._names)}, {'; '.join(told)}."
 
 
 def drawn_sets(

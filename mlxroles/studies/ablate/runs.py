@@ -1,12 +1,14 @@
 """Clean and ablated runs of one model on all prompts: what the cells of a study are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlxroles.backend import mx
+from mlxroles.components.decomposition import HEADED, Components, parse
+from mlxroles.components.file import fitted
 from mlxroles.edits import Edit
 from mlxroles.engine import memory
 from mlxroles.engine.sweep import worth
@@ -27,6 +29,9 @@ LOGITS = 1 << 28
 """Bytes of logits of one run at most."""
 PATTERNS = 1 << 28
 """Weights of one layer's patterns at most, where entropies are measured."""
+
+Own = Callable[[mx.array, Sequence[int]], Mapping[str, Numbers]]
+"""Log-probabilities [prompt, position, vocab] and which prompts these are -> measure -> [prompt]"""
 
 
 class Measured(NamedTuple):
@@ -57,6 +62,11 @@ class Runs:
         targets: What is measured after the last token, or None.
         tokenizer: For the texts of tokens.
         reference: Other prompts and, for each prompt, which of them it is resampled from.
+        own: Further measures of every run, clean ones too.
+        components: Those that are ablated.
+
+    Raises:
+        SpecError: components that do not fit the model.
     """
 
     def __init__(
@@ -68,9 +78,12 @@ class Runs:
         *,
         tokenizer: Any = None,
         reference: tuple[Sequence[Encoded], Sequence[int]] = ((), ()),
+        own: Own | None = None,
+        components: Components | None = None,
     ) -> None:
         self.model, self.prompts, self.positions, self.targets = model, prompts, positions, targets
-        self.tokenizer, self.reference = tokenizer, reference
+        self.tokenizer, self.reference, self.own = tokenizer, reference, own
+        self.components = None if components is None else (components, fitted(components, model))
         self.is_repeated = all(repeats(prompt.ids) for prompt in prompts)
         self.notes: list[str] = []
         self._blocks = model.network.anatomy.blocks
@@ -172,6 +185,8 @@ class Runs:
         found = effects.answers(last, self.targets, self._decode)
         if self.is_repeated:
             found |= effects.repetition(log_probs, tokens, chunk.length // 2)
+        if self.own is not None:
+            found |= self.own(log_probs, chunk.prompts)
         return found
 
     def _decode(self, token: int) -> str:
@@ -229,6 +244,7 @@ class Runs:
             chunk.length,
             reference=self._reference(chunk, how.method),
             directions=directions,
+            components=self.components,
         )
         lowest = min(edit.layer for edit in made)
         run = self._run(clean.tokens, made, lowest, clean.streams, is_watched=is_watched)
@@ -239,8 +255,8 @@ class Runs:
         found = effects.outputs(clean, said, begin)
         found |= self._levels(said, last, clean.tokens, chunk)
         wrote, spread = self._watched(run)
-        if ablation.kind in ("heads", "values"):
-            edited = {edit.layer for edit in made}
+        if ablation.kind in ("heads", "values", "components"):
+            edited = self._attended(ablation, made)
             own = {i: array for i, array in wrote.items() if i in edited}
             found |= effects.kept(clean.attn_out, own, begin)
         if not spread:
@@ -250,6 +266,13 @@ class Runs:
             changed[layer, : values.shape[1]] = values.sum(axis=0)
         self._mask(changed, ablation)
         return found, changed
+
+    def _attended(self, ablation: Ablation, made: Sequence[Edit]) -> set[int]:
+        """Layers whose attention is edited."""
+        if self.components is None or not ablation.components:
+            return {edit.layer for edit in made}
+        named = [self.components[0].map(parse(text).key) for text in ablation.components]
+        return {d.layer for d in named if d.kind in HEADED}
 
     def _mask(self, changed: Numbers, ablation: Ablation) -> None:
         """Entropies of ablated heads say nothing: they become NaN."""

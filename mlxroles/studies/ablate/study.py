@@ -122,11 +122,11 @@ class Ablate:
         """Whether an ablation is held against random sets that are run for it."""
         if ablation.kind == "direction":
             return True
-        if ablation.kind not in ("heads", "values") or self.is_each:
+        if ablation.kind not in ("heads", "values", "components") or self.is_each:
             return False
         if self.options.test == "joint":
             return ablation.is_joint
-        return bool(ablation.heads or ablation.slots)
+        return bool(ablation.heads or ablation.slots or ablation.components)
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes numbers."""
@@ -146,6 +146,8 @@ class Ablate:
         }
         if options.method in ("mean", "resample"):
             found["reference"] = [p.digest for p in self.reference]
+        if options.parts is not None:
+            found["components"] = options.parts.digest
         if options.directions:
             found["directions"] = document.digest(options.directions)
         if self.targets is not None:

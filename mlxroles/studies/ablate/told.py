@@ -62,7 +62,8 @@ def _joint(doc: Mapping[str, Any], row: Row) -> str:
         away = ci[0] > 0 or ci[1] < 0
         way = ", so not additive" if away else ", so additive within the interval"
     total = _signed(row["sum"]["mean"])
-    more = f"{_signed(beyond)} nats{_bounds(ci)} beyond the sum of its heads' own, {total}"
+    whose = "components'" if row["kind"] == "components" else "heads'"
+    more = f"{_signed(beyond)} nats{_bounds(ci)} beyond the sum of its {whose} own, {total}"
     return f"{_did(doc, row)}: {more}{way}{_chance(doc, row)}."
 
 
@@ -117,6 +118,10 @@ def _chance(doc: Mapping[str, Any], row: Row) -> str:
         what = "other heads of its layer"
     elif row["kind"] == "values":
         what = "other sets of as many key-value heads of the same layers"
+    elif row["kind"] == "components":
+        several = len(row["components"]) > 1
+        what = "random sets of as many" if several else "random"
+        what += " other components of the same map" + "s" * several
     elif len(row["heads"]) == 1:
         what = "other heads of the same layer"
     low, high = null["range"]

@@ -21,10 +21,10 @@ def bounds(ci: Sequence[float]) -> str:
     return f" (95 % interval {100 * ci[0]:.0f} to {100 * ci[1]:.0f})"
 
 
-def beside(null: Mapping[str, Any], how: str = "") -> str:
-    """What random sets of heads leave, shares in percent; nothing where there are none."""
+def beside(null: Mapping[str, Any], how: str = "", what: str = "heads") -> str:
+    """What random sets (of ``what``) leave, shares in percent; nothing without any."""
     if not null["n"]:
         return ""
     low, high = null["range"]
     shown = f"{100 * low:.0f} to {100 * high:.0f} %" if null["n"] > 1 else f"{100 * low:.0f} %"
-    return f"; random heads leave {how}{shown} (p = {null['p']:.2g})"
+    return f"; random {what} leave {how}{shown} (p = {null['p']:.2g})"

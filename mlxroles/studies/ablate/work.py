@@ -10,14 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mlxroles.components.file import foreign
+from mlxroles.detectors import HeadScores
 from mlxroles.events import Cell
-from mlxroles.head_scores import HeadScores
+from mlxroles.models.model import Model
 from mlxroles.probes import Targets
 from mlxroles.runner import Result
 from mlxroles.studies.ablate.ablation import Ablation, Head
 from mlxroles.studies.ablate.conditions import random_sets
 from mlxroles.studies.ablate.found_heads import refuse_none, scores_of
 from mlxroles.studies.ablate.how import How, Method
+from mlxroles.studies.ablate.parts import Parts
 from mlxroles.studies.ablate.runs import Runs
 from mlxroles.studies.encoded import Encoded
 from mlxroles.studies.subject import Subject
@@ -39,6 +42,8 @@ class Options:
     seed: int = 0
     directions: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Layer -> direction [d_model], for an ablation of directions."""
+    parts: Parts | None = None
+    """For an ablation of components."""
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -116,7 +121,9 @@ class AblateWork:
             self.targets,
             tokenizer=None if self.targets is None else self.subject.tokenizer,
             reference=self.reference,
+            components=None if self.options.parts is None else self.options.parts.components,
         )
+        self._note_origin(name, model)
         self.subject.notes += [f"{name}: {note}" for note in runs.notes]
         wanted = runs.is_repeated or any(ablation.slots for ablation in self.by_key.values())
         scores = None
@@ -125,6 +132,13 @@ class AblateWork:
             if any(ablation.slots for ablation in self.by_key.values()):
                 refuse_none(self.subject, name, scores)
         self._sides[name] = _Side(runs, scores)
+
+    def _note_origin(self, name: str, model: Model) -> None:
+        """Says so where the components were made from other weights."""
+        parts = self.options.parts
+        other = None if parts is None else foreign(parts.components, model)
+        if other is not None:
+            self.subject.notes.append(f"{name}: {other}")
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
         """One ablation on all prompts."""
@@ -146,7 +160,7 @@ class AblateWork:
             yield self._random(cell, side, ablation, how)
             return
         found = side.runs.measure(ablation, how, directions=self.options.directions)
-        values: dict[str, Any] = {"heads": [list(at) for at in ablation.heads]}
+        values: dict[str, Any] = _named(ablation)
         values |= {name: float(np.nanmean(row)) for name, row in found.measures.items()}
         arrays = dict(found.measures)
         if found.entropy is not None:
@@ -173,11 +187,11 @@ class AblateWork:
             sets = self._sets(side, ablation)
             if n >= len(sets):
                 return Result(cell, {"skipped": "there are no more sets of that kind"})
-            drawn = replace(ablation, heads=sets[n])
+            drawn = self._drawn(ablation, sets[n])
             found = side.runs.measure(drawn, how, is_watched=False)
         values: dict[str, Any] = {}
         if ablation.kind != "direction":
-            values["heads"] = [list(at) for at in sets[n]]
+            values = _named(drawn)
         values |= {name: float(np.nanmean(row)) for name, row in found.measures.items()}
         return Result(cell, values, tokens=self._n_tokens)
 
@@ -190,8 +204,18 @@ class AblateWork:
         drawn = {i: rng.standard_normal(a.shape, dtype=np.float32) for i, a in given.items()}
         return dict.fromkeys(drawn, next(iter(drawn.values()))) if same else drawn
 
-    def _sets(self, side: _Side, ablation: Ablation) -> list[tuple[Head, ...]]:
-        """Different random sets of as many heads in the same layers."""
+    @staticmethod
+    def _drawn(ablation: Ablation, drawn: tuple[Any, ...]) -> Ablation:
+        if ablation.kind == "components":
+            return replace(ablation, components=drawn)
+        return replace(ablation, heads=drawn)
+
+    def _sets(self, side: _Side, ablation: Ablation) -> Sequence[tuple[Any, ...]]:
+        """Different random sets of as many heads in the same layers, or components of the maps."""
+        if ablation.kind == "components":
+            parts, options = self.options.parts, self.options
+            assert parts is not None
+            return parts.random(ablation.components, options.random, options.seed)
         counts = {i: _heads_of(side, i, ablation.site) for i, _ in ablation.heads}
         rng = np.random.default_rng([self.options.seed, *ablation.key.encode()])
         return random_sets(ablation.heads, counts, self.options.random, rng)
@@ -220,6 +244,12 @@ class AblateWork:
             if head >= count:
                 return f"layer {layer} has {count or 'no'} heads"
         return ""
+
+
+def _named(ablation: Ablation) -> dict[str, Any]:
+    """The heads and components of an ablation, as they are stored."""
+    named = {"components": list(ablation.components)} if ablation.components else {}
+    return {"heads": [list(at) for at in ablation.heads], **named}
 
 
 def _heads_of(side: _Side, layer: int, site: str) -> int:

@@ -1,0 +1,81 @@
+"""What a decomposition has learned, measured on batches that it was not trained on."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mlxroles.backend import mx, number
+from mlxroles.components import train_losses as losses
+from mlxroles.components.train import Trainer, parts_of
+from mlxroles.components.train_losses import Mask
+
+DISTANCES = {
+    "unmasked": "all components, nothing left over",
+    "masked": "components weighted by their causal importance",
+    "shuffled": "the same importances on components drawn at random",
+    "stochastic": "what is not important left out in random parts",
+    "none": "no components",
+}
+"""How far the output is from the target's own, by what is left of the maps."""
+
+
+class Measures(NamedTuple):
+    """Of one batch."""
+
+    distances: dict[str, float]
+    """By ``DISTANCES``: KL in nats a token, or mean squared error of a toy."""
+    active: dict[str, float]
+    """Map -> components with g > 0 at a position, mean (L0)."""
+    importance: dict[str, np.ndarray]
+    """Map -> mean g over positions [component]."""
+
+
+def measure(trainer: Trainer, batch: mx.array, key: mx.array) -> Measures:
+    """How well a batch is reconstructed, with how many components.
+
+    ``shuffled`` is the null of ``masked``: at each position and in each map the same importances
+    lie on other components.
+    """
+    output, x = trainer.target.watched(batch)
+    before = trainer.importances(trainer.parameters, x)
+    g = {name: mx.clip(value, 0, 1) for name, value in before.items()}
+    parts = parts_of(trainer.parameters, trainer.sizes)
+    first, second = mx.random.split(key)
+    masks: Mapping[str, Mapping[str, Mask]] = {
+        "unmasked": {name: Mask(mx.ones_like(value)) for name, value in g.items()},
+        "masked": {name: Mask(value) for name, value in g.items()},
+        "shuffled": {name: Mask(value) for name, value in _shuffled(g, second).items()},
+        "stochastic": losses.stochastic(g, "uniform", first),
+        "none": {name: Mask(mx.zeros_like(value)) for name, value in g.items()},
+    }
+    distances = {
+        name: number(
+            trainer.target.distance(trainer.target.masked(batch, parts, masks[name]), output)
+        )
+        for name in DISTANCES
+    }
+    flat = {name: value.reshape(-1, value.shape[-1]) for name, value in g.items()}
+    return Measures(
+        distances,
+        {name: number((value > 0).sum(axis=-1).mean()) for name, value in flat.items()},
+        {name: np.array(value.mean(axis=0)) for name, value in flat.items()},
+    )
+
+
+def _shuffled(g: Mapping[str, mx.array], key: mx.array) -> dict[str, mx.array]:
+    found = {}
+    for own, (name, value) in zip(mx.random.split(key, len(g)), g.items(), strict=True):
+        order = mx.argsort(mx.random.uniform(shape=value.shape, key=own), axis=-1)
+        found[name] = mx.take_along_axis(value, order, axis=-1)
+    return found
+
+
+def missing(trainer: Trainer) -> dict[str, float]:
+    """Map -> share of the weight's squares that the sum of its components leaves out."""
+    parts = parts_of(trainer.parameters, trainer.sizes)
+    found = {}
+    for name, weight in trainer.target.weights.items():
+        left = weight - (parts[name]["V"] @ parts[name]["U"]).T
+        found[name] = number((left**2).sum() / mx.maximum((weight**2).sum(), losses.TINY))
+    return found
