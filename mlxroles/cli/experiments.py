@@ -23,6 +23,7 @@ KINDS = (
     "lens",
     "heads",
     "circuits",
+    "components train",
     "entropy",
     "pipeline",
     "capture",
@@ -31,7 +32,7 @@ KINDS = (
     "correlate",
     "bench",
 )
-"""Commands whose runs are experiments."""
+"""Commands whose runs are experiments, as they are typed."""
 
 SWITCHES = {
     "json": "how results are printed is said on the command line",
@@ -67,11 +68,24 @@ def command_of(experiment: Experiment) -> click.Command:
             f"{experiment.source}: no kind of experiment '{shown}'"
             f"{did_you_mean(kind, KINDS) or '; there are ' + ', '.join(KINDS)}"
         )
-    return import_module(f"mlxroles.cli.{kind}").command
+    return _command(kind)
+
+
+def _command(kind: str) -> click.Command:
+    return import_module(f"mlxroles.cli.{kind.replace(' ', '_')}").command
 
 
 def arguments(experiment: Experiment) -> list[str]:
     """The words that run an experiment, after ``mlxroles``: the command, options, arguments.
+
+    Raises:
+        SpecError: as ``options``.
+    """
+    return [*experiment.kind.split(), *options(experiment)]
+
+
+def options(experiment: Experiment) -> list[str]:
+    """Those of ``arguments`` after the command.
 
     Raises:
         SpecError: an option that the command does not have, or a value that it does not take; one
@@ -96,15 +110,14 @@ def arguments(experiment: Experiment) -> list[str]:
     if any(word.startswith("-") for word in behind):
         behind.insert(0, "--")
     _try(command, [*words, *behind], keys, experiment)
-    return [experiment.kind, *words, *behind]
+    return [*words, *behind]
 
 
 @cache
 def _options(kind: str) -> Mapping[str, _Option]:
     """Key of a file -> how it is said; the switches of :data:`SWITCHES` are left out."""
     found: dict[str, _Option] = {}
-    command: click.Command = import_module(f"mlxroles.cli.{kind}").command
-    for parameter in command.params:
+    for parameter in _command(kind).params:
         if isinstance(parameter, click.Argument):
             if parameter.expose_value and parameter.name:
                 found[parameter.name.replace("_", "-")] = _Option(parameter, "")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.experiments import arguments, command_of
+from mlxroles.cli.experiments import command_of, options
 from mlxroles.cli.options import json_option, plain_option
 from mlxroles.cli.results import WORDS
 from mlxroles.errors import SpecError
@@ -41,9 +41,9 @@ def command(context: click.Context, **given: Any) -> int:
         raise SpecError(f"{shown} is a queue of experiments: use `mlxroles sweep {shown}`")
     if given["out"] is not None:
         experiment = replace(experiment, options={**experiment.options, "out": given["out"]})
-    kind, *words = arguments(experiment)
     # in front: behind a -- everything is an argument
-    return _run(experiment, [kind, *_switches(experiment, given), *words], context)
+    words = [*_switches(experiment, given), *options(experiment)]
+    return _run(experiment, words, context)
 
 
 def _switches(experiment: Experiment, given: dict[str, Any]) -> list[str]:
@@ -57,11 +57,11 @@ def _switches(experiment: Experiment, given: dict[str, Any]) -> list[str]:
 
 
 def _run(experiment: Experiment, words: list[str], context: click.Context) -> int:
-    """Calls the command as if these words had been typed; its exit status."""
-    context.meta[WORDS] = words
+    """Calls the command as if these words had been typed after it; its exit status."""
+    context.meta[WORDS] = [*experiment.kind.split(), *words]
     chosen = command_of(experiment)
     try:
-        with chosen.make_context(experiment.kind, words[1:], parent=context.parent) as inner:
+        with chosen.make_context(experiment.kind, words, parent=context.parent) as inner:
             result = chosen.invoke(inner)
     except click.UsageError as error:
         text = f"{experiment.source}: {error.format_message()}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxroles.cli.experiments import arguments, command_of
+from mlxroles.cli.experiments import command_of, options
 from mlxroles.cli.options import json_option, plain_option
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.plan import allowed, ending
@@ -97,7 +97,7 @@ def _planned(experiment: Experiment) -> "Planned":
     """The command of an experiment, with plain output where it has another."""
     from mlxroles.overnight.queue import Planned
 
-    kind, *words = arguments(experiment)
+    words = options(experiment)
     if "--shard" in words:
         raise SpecError(
             f"{experiment.source}: a divided model is no part of a queue: "
@@ -106,7 +106,8 @@ def _planned(experiment: Experiment) -> "Planned":
     known = {word for parameter in command_of(experiment).params for word in parameter.opts}
     switches = ["--plain"] if "--plain" in known else []
     # in front: behind a -- everything is an argument
-    return Planned(experiment.name, kind, (kind, *switches, *words), experiment.priority)
+    argv = (*experiment.kind.split(), *switches, *words)
+    return Planned(experiment.name, experiment.kind, argv, experiment.priority)
 
 
 def _lead(
