@@ -14,16 +14,8 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import (
-    drift_option,
-    exit_status,
-    open_report,
-    place,
-    say_time,
-    show,
-    show_files,
-)
+from mlxroles.cli.output import print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 POSITION_TESTS = ("redundancy", "offsets", "patterns", "compare")
@@ -150,17 +142,15 @@ def _plan_lines(plan: dict[str, Any]) -> None:
 def _run(study: Any, given: dict[str, Any]) -> int:
     from pathlib import Path
 
-    from mlxroles.cli.progress import progress
     from mlxroles.studies.ablate.results import tables, write
 
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-        files = write(Path(doc["run"]), doc)
-    if given["as_json"]:
-        print_json(doc)
-    else:
+    files: list[str] = []
+
+    def tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
         show(tables(doc), plain=given["plain"])
         show_files(doc["run"], *files, "run.h5", "figures")
-    open_report(doc["run"], given)
-    say_time(doc)
-    return exit_status(finished, given)
+
+    def finish(doc: dict[str, Any]) -> None:
+        files.extend(write(Path(doc["run"]), doc))
+
+    return run_study(study, given, tell, finish=finish)

@@ -16,16 +16,8 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import note, print_json, print_time
-from mlxroles.cli.results import (
-    drift_option,
-    exit_status,
-    open_report,
-    place,
-    say_time,
-    show,
-    show_files,
-)
+from mlxroles.cli.output import note, print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -148,7 +140,7 @@ def command(**given: Any) -> int:
         return show_plan(
             study, lambda plan: _plan_lines(plan, subject.notes), as_json=given["as_json"]
         )
-    return _run(study, given)
+    return run_study(study, given, _tell)
 
 
 def _plan_lines(plan: dict[str, Any], notes: list[str]) -> None:
@@ -171,22 +163,12 @@ def _plan_lines(plan: dict[str, Any], notes: list[str]) -> None:
         note(text)
 
 
-def _run(study: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
+    from mlxroles.dashboard import paragraphs
+    from mlxroles.dashboard.inject_tables import inject_tables
+    from mlxroles.report.inject.wording import lines
 
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        from mlxroles.dashboard import paragraphs
-        from mlxroles.dashboard.inject_tables import inject_tables
-        from mlxroles.report.inject.wording import lines
-
-        show(inject_tables(doc), plain=given["plain"])
-        show(paragraphs(["", *lines(doc)]), plain=given["plain"])
-        files = ("summary.json", "inject.csv", "vectors.h5", "strongest.toml")
-        show_files(doc["run"], *files, "run.h5", "report.html", "figures")
-    open_report(doc["run"], given)
-    say_time(doc)
-    return exit_status(finished, given)
+    show(inject_tables(doc), plain=given["plain"])
+    show(paragraphs(["", *lines(doc)]), plain=given["plain"])
+    files = ("summary.json", "inject.csv", "vectors.h5", "strongest.toml")
+    show_files(doc["run"], *files, "run.h5", "report.html", "figures")

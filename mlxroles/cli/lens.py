@@ -16,16 +16,8 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import (
-    drift_option,
-    exit_status,
-    open_report,
-    place,
-    say_time,
-    show,
-    show_files,
-)
+from mlxroles.cli.output import print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 TAIL = "last 64"
@@ -96,7 +88,7 @@ def command(**given: Any) -> int:
     study = _fit(given) if given["fit"] else _reading(given)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
-    return _run(study, given)
+    return run_study(study, given, _tell)
 
 
 def _reading(given: dict[str, Any]) -> Any:
@@ -154,23 +146,7 @@ def _plan_lines(plan: dict[str, Any]) -> None:
     print_time(plan)
 
 
-def _run(study: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
-
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        _show(doc, given)
-    say_time(doc)
-    if not given["as_json"]:
-        open_report(doc["run"], given)
-    return exit_status(finished, given)
-
-
-def _show(doc: dict[str, Any], given: dict[str, Any]) -> None:
-    """Prints the tables and the paths."""
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
     from mlxroles.dashboard.lens_tables import lens_tables
     from mlxroles.studies.lens import results
 

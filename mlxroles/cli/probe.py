@@ -15,8 +15,8 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.output import print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.cli.shared import shard_option
 from mlxroles.text import format_bytes
 
@@ -59,7 +59,7 @@ def command(**given: Any) -> int:
     )
     if given["dry_run"]:
         return show_plan(probe, _plan_lines, as_json=given["as_json"])
-    return _run(probe, given)
+    return run_study(probe, given, _tell)
 
 
 def _plan_lines(plan: dict[str, Any]) -> None:
@@ -72,17 +72,8 @@ def _plan_lines(plan: dict[str, Any]) -> None:
     print_time(plan)
 
 
-def _run(probe: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
+    from mlxroles.dashboard import probe_table
 
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = probe.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        from mlxroles.dashboard import probe_table
-
-        show(probe_table(doc), plain=given["plain"])
-        show_files(doc["run"], "summary.json")
-    say_time(doc)
-    return exit_status(finished, given)
+    show(probe_table(doc), plain=given["plain"])
+    show_files(doc["run"], "summary.json")

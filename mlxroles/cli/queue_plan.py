@@ -101,7 +101,9 @@ def plans_of(experiment: Experiment, words: Sequence[str]) -> list[Planned]:
     command = command_of(experiment)
     if not any("--dry-run" in parameter.opts for parameter in command.params):
         return []
-    with command.make_context(experiment.kind, ["--dry-run", *words[len(experiment.kind.split()) :]]) as context:
+    with command.make_context(
+        experiment.kind, ["--dry-run", *words[len(experiment.kind.split()) :]]
+    ) as context:
         found = take_plans(context)
         command.invoke(context)
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlxroles.cli.output import note
+from mlxroles.cli.output import note, print_json
 from mlxroles.errors import FAILED_CELLS, SIGNAL_STATUS
 from mlxroles.events import DEADLINE, RunFinished
 
@@ -24,6 +24,36 @@ LOG_COLUMNS = 200
 
 WORDS = "mlxroles.words"
 """Where a context keeps the words of a command that a file, not the command line, gave."""
+
+
+def run_study(
+    study: Any,
+    given: dict[str, Any],
+    tell: Callable[[dict[str, Any], dict[str, Any]], None],
+    *,
+    finish: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """Runs a planned study under the live view, then prints what it found; the exit status.
+
+    Args:
+        study: What is run.
+        given: The command's options.
+        tell: Prints tables and paths, of the run's document and ``given``; not with ``--json``.
+        finish: Writes what is made of the document, still under the live view.
+    """
+    from mlxroles.cli.progress import progress
+
+    with progress(plain=given["plain"]) as emit:
+        doc, finished = study.run(emit, place(given))
+        if finish is not None:
+            finish(doc)
+    if given["as_json"]:
+        print_json(doc)
+    else:
+        tell(doc, given)
+    open_report(doc["run"], given)
+    say_time(doc)
+    return exit_status(finished, given)
 
 
 def drift_option(command: Command) -> Command:
@@ -85,7 +115,7 @@ def show_files(folder: str, *names: str) -> None:
 def open_report(folder: str, given: Mapping[str, Any]) -> None:
     """With ``--open``: shows the page of a run in the browser, if it has one."""
     page = Path(folder) / "report.html"
-    if given["opens"] and page.exists():
+    if given.get("opens") and page.exists():
         from mlxroles.cli.report import open_page
 
         open_page(page)
