@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from mlxroles import __version__
@@ -11,6 +12,12 @@ PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy", "h5py")
 
 def versions() -> dict[str, str]:
     """Package -> version, with Python and the platform; packages that are missing are left out."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Looked up once: what a process has imported does not change."""
     found = {"mlxroles": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -307,3 +307,24 @@ def test_properties_of_causal_attention(shape, spread, seed, has_sinks):
         assert (entropy <= np.log(np.arange(length) + 1) + 1e-5).all()
         assert (entropy[..., 0] == 0).all()
         assert (weights[..., 0, 0] == 1).all()
+
+
+def test_what_each_query_sees_under_masks_of_every_kind():
+    causal = np.tril(np.ones((3, 4), dtype=bool), 1)  # one key comes from a prefix
+    window = np.triu(causal, 0)
+
+    def seen(mask):
+        return np.array(attn.visible(mask, 3, 4))[..., 0, :, :]
+
+    assert seen(None).all()
+    assert np.array_equal(seen("causal")[0], causal)
+    assert np.array_equal(seen(mx.array(window))[0], window)
+    for hidden in (-np.inf, np.finfo(np.float32).min, np.finfo(np.float16).min):
+        slopes = np.arange(4) * -2.5  # as ALiBi adds them
+        added = mx.array(np.where(window, slopes, hidden).astype(np.float32))
+        assert np.array_equal(seen(added)[0], window)
+        assert np.array_equal(seen(added.astype(mx.float16))[0], window)
+    heads = mx.array(np.stack([window, causal])[None])  # what any head sees
+    assert np.array_equal(seen(heads)[0], causal)
+    rows = mx.array(np.stack([window, causal])[:, None])
+    assert np.array_equal(seen(rows), np.stack([window, causal]))

@@ -14,11 +14,12 @@ from mlxroles.errors import SpecError
 from mlxroles.models.load import load
 from mlxroles.runs.cells import source
 from mlxroles.studies.circuits import results
+from mlxroles.studies.circuits.document import _shares
 from mlxroles.studies.circuits.study import Circuits
-from mlxroles.studies.circuits.told import counts
+from mlxroles.studies.circuits.told import counts, sentence
 from mlxroles.studies.circuits.work import CircuitsWork, Options
 
-OPTIONS = Options(heads=((3, 6), (2, 0)), top=3, tokens=40, offsets=6, seed=3)
+OPTIONS = Options(heads=((3, 6), (2, 0)), top=3, tokens=128, offsets=24, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +29,22 @@ def models(shared):
 
 @pytest.fixture(scope="module")
 def ran(models, tmp_path_factory):
-    """A pair, two heads named; the figures of base alone."""
+    """A pair, two heads named; the figures of base alone, and those small."""
+    from mlxroles.plots import canvas
     from mlxroles.plots.circuits import composition as drawn
     from mlxroles.plots.circuits import heads
 
     study = Circuits(stories.subject(models), OPTIONS)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "save", small)
         for module, name in ((drawn, "composition"), (heads, "curves"), (heads, "spectra")):
             patch.setattr(module, name, of_base(getattr(module, name)))
         return study, stories.run(study, tmp_path_factory.mktemp("circuits") / "run")
+
+
+def small(figure, png, vector):
+    figure.savefig(png, dpi=20)
+    vector.write_text("<svg/>")
 
 
 def of_base(draw):
@@ -58,7 +66,7 @@ def model(models):
 def test_the_document_holds_what_the_functions_return(ran, model):
     doc = ran[1]
     of = doc["models"]["base"]
-    found = circuits.copying(model, n=40, seed=3)
+    found = circuits.copying(model, n=128, seed=3)
     for name in ("score", "low", "high", "null", "null_low", "null_high", "excess", "sign"):
         assert np.abs(np.array(of["copying"][name]) - getattr(found, name)).max() < 1e-5, name
     reduced = [composition.reduced(circuits.heads_of(model, i)) for i in range(5)]
@@ -76,10 +84,19 @@ def test_the_document_holds_what_the_functions_return(ran, model):
     assert top[0]["score"] == pytest.approx(max(every.values()), abs=1e-5)
     bound = of["composition"]["k"]["bound"]
     assert of["composition"]["k"]["clear"] == sum(v > bound for v in every.values())
+    turned = composition_turns(reduced, 3)
+    assert bound > np.max(turned)  # of 19 turns, so chance passes it once in 20
     assert of["composition"]["k"]["null_mean"] == pytest.approx(1 / 8, abs=0.01)
     curve = of["curves"]["shown"][0]
     assert (curve["head"], int(np.argmax(curve["mean"]))) == ("L3H6", 1)
     assert of["curves"]["clear"][3][6]
+
+
+def composition_turns(reduced, seed):
+    """Scores of keys with a turn of the stream of the run's first pair of layers, made again."""
+    rng = np.random.default_rng([seed, 4, 1])
+    turns = [composition.turn(64, rng) for _ in range(19)]
+    return [composition.scores(reduced[0], reduced[1], turn)["k"] for turn in turns]
 
 
 def test_tokens_of_the_named_heads_bear_their_texts(ran, model):
@@ -115,6 +132,30 @@ def test_a_difference_has_an_interval_and_is_clear_only_beyond_it(ran):
     assert f"{against} less likely" in doc["sentence"]
 
 
+def test_no_more_heads_are_named_than_copy(ran):
+    of = ran[1]["models"]["base"]
+    signs = np.zeros((5, 8), dtype=int)
+    signs[np.unravel_index(np.argmax(of["copying"]["excess"]), signs.shape)] = 1
+    one = of | {"copying": of["copying"] | {"sign": signs.tolist()}, "composition": {}}
+    told = sentence({"models": {"base": one}})
+    assert "1 of 40 heads" in told
+    assert told.count("H") == 1
+    assert told.endswith("0 less likely.")
+
+
+def test_eigenvalue_scores_are_clear_beyond_what_random_heads_reach():
+    """Of 300 heads like the random ones none, though one in twenty lies outside the middle 95 %."""
+    rng = np.random.default_rng(0)
+    real, imag = rng.standard_normal((2, 400, 32))
+    real[:2] = np.abs(real[:2]) * np.array([[9.0], [-9.0]])
+    shares = real.sum(-1) / np.hypot(real, imag).sum(-1)
+    arrays = {"score": shares[:300], "ov_real": real[:300], "ov_imag": imag[:300]}
+    found = _shares([(0, None, arrays | {"random_ov": shares[300:]})], (1, 300), "ov")
+    assert np.flatnonzero(found["clear"][0]).tolist() == [0, 1]
+    outside = (shares[2:300] < found["random_low"][0]) | (shares[2:300] > found["random_high"][0])
+    assert outside.sum() > 5
+
+
 def test_everything_is_written_and_made_again_from_what_is_stored(ran, drawn, call):
     doc = ran[1]
     folder = results.Path(doc["run"])
@@ -126,8 +167,14 @@ def test_everything_is_written_and_made_again_from_what_is_stored(ran, drawn, ca
     assert float(scores[3]["value"]) == doc["models"]["base"]["copying"]["score"][0][3]
     with h5py.File(folder / "run.h5") as file:
         assert file["composition_q"].shape == (2, 5, 4, 8, 8)
-        assert file["curve_mean"].shape == (2, 5, 8, 6)
-    for name in ("composition.csv", "curves.csv", "pairs.csv", "figures/copying.png"):
+        assert file["curve_mean"].shape == (2, 5, 8, 24)
+    for name in (
+        "composition.csv",
+        "curves.csv",
+        "pairs.csv",
+        "figures/copying.png",
+        "figures/difference.png",
+    ):
         assert (folder / name).stat().st_size > 100
     (folder / "report.html").unlink()
     assert call("report", folder)[0] == 0

@@ -51,7 +51,7 @@ MODELS = ("llama", "llama 4-bit", "gpt2", "phi3", "gpt_neox", "qwen3", "gemma2",
 
 
 def without(model, components, names, share=1.0):
-    """The model with dense weights that lack the components, slice by slice."""
+    """The model's module with dense weights that lack the components, slice by slice."""
     module = copy.deepcopy(model.module)
     for name in map(parse, names):
         d, m = components.maps[name.key], MAPS[model.name][name.key]
@@ -67,7 +67,12 @@ def without(model, components, names, share=1.0):
         weight = dense(leaf)
         weight[np.arange(m.d_out) if m.rows is None else m.rows] -= share * whole
         replace(module, m, leaf, weight)
-    return wrap(module, name="twin")
+    return module
+
+
+def twin_of(*given, **more):
+    """The same as a model that can be asked for more than logits."""
+    return wrap(without(*given, **more), name="twin")
 
 
 def leaves(module):
@@ -128,7 +133,7 @@ def test_runs_and_sweeps_equal_models_whose_weights_lack_the_slices(name):
     rows = [Row(tuple(edits), n % 2) for n, edits in enumerate(made)]
     answers = dict(engine.sweep(model.network, own, rows))
     for n, names in enumerate(every):
-        twin = without(model, components, names).run(ids).logits
+        twin = without(model, components, names)(ids)
         got = model.run(ids, edits=made[n]).logits
         assert off(got, twin) < BOUND, names
         assert off(got, plain) > 20 * BOUND, names
@@ -148,11 +153,15 @@ def test_they_go_together_with_other_edits_of_the_same_layer(name):
         Edit("resid_post", 0, 0.1, "add", [2]),
     ]
     edits = [*ablation(model, components, names), *more]
-    twin = without(model, components, names).run(ids, edits=more).logits
+    other = twin_of(model, components, names)
+    twin = other.run(ids, edits=more).logits
     assert off(model.run(ids, edits=edits).logits, twin) < BOUND
     own = engine.clean(model.network, ids, read=[LENGTH - 1], site=["z", "q"])
-    rows = [Row(tuple(edits)), Row((more[0],)), Row(tuple(reversed(edits)), 1)]
+    inside = edits[:-1]  # joins within the layer, whose clean q, k and v are known
+    rows = [Row(tuple(edits)), Row((more[0],)), Row(tuple(reversed(edits)), 1), Row(tuple(inside))]
     answers = engine.run(model.network, own, rows)
+    wanted = other.run(ids[:1], edits=more[:-1]).logits[0, -1:]
+    assert off(answers[3].logits, wanted) < BOUND
     for n, prompt in ((0, 0), (2, 1)):
         assert off(answers[n].logits, twin[prompt, -1:]) < BOUND
 
@@ -166,7 +175,7 @@ def test_positions_and_shares(name):
     late = ablation(model, components, names, positions=range(4, LENGTH))
     got = model.run(ids, edits=late).logits
     assert off(got[:, :4], plain[:, :4]) == 0
-    twin = without(model, components, names)
+    twin = twin_of(model, components, names)
     prefix = model.prefix(ids[:, :4])
     assert off(got[:, 4:], twin.run(ids[:, 4:], prefix=prefix).logits) < BOUND
     assert (
@@ -182,11 +191,37 @@ def test_positions_and_shares(name):
     assert (
         off(
             model.run(ids, edits=half).logits,
-            without(model, components, names, 0.5).run(ids).logits,
+            without(model, components, names, 0.5)(ids),
         )
         < BOUND
     )
     assert off(model.run(ids, edits=ablation(model, components, names, share=0)).logits, plain) == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma2"])
+def test_sweeps_of_the_last_layer_at_single_positions(name):
+    """Keys and values of early positions count, o and the MLP only where they are read."""
+    model, components = build(name)
+    ids, read = tokens(2, LENGTH, vocab=60, seed=9), (5, 7)
+    last = max(d.layer for d in components.maps.values())
+    keys = [key for key, d in components.maps.items() if d.layer == last]
+    other = Edit("z", last, 1.5, "scale", [5], [0])
+    rows = [
+        Row((*ablation(model, components, [f"{key}:1"], [p], maps=MAPS[model.name]), *more), p % 2)
+        for key in keys
+        for p in (2, 5, 8)
+        for more in ((), (other,))
+    ]
+    own = engine.clean(model.network, ids, read=read, site="z", late=True)
+    for row, answer in zip(rows, engine.run(model.network, own, rows), strict=True):
+        prompt = ids[row.prompt : row.prompt + 1]
+        wanted = model.run(prompt, edits=row.edits).logits[0, mx.array(read)]
+        assert off(answer.logits, wanted) < BOUND, row.edits[0].value.name
+        [p] = row.edits[0].positions
+        clean = own.logits[row.prompt]
+        if row.edits[0].value.leaf.endswith(("o_proj", "down_proj")) and len(row.edits) == 1:
+            moved = np.abs(to_numpy(answer.logits) - clean).max(axis=-1) > BOUND
+            assert moved.tolist() == [r == p for r in read]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "llama 4-bit"])
@@ -195,7 +230,7 @@ def test_texts_grow_as_those_of_the_model_without_the_slices(name):
     prompt, names = tokens(1, 7, vocab=60, seed=7).tolist()[0], choices(components)[-1]
     how = {"max_tokens": 6, "stop": (), "logprobs": True}
     found = model.generate(prompt, edits=ablation(model, components, names), **how)
-    wanted = without(model, components, names).generate(prompt, **how)
+    wanted = twin_of(model, components, names).generate(prompt, **how)
     assert found.tokens == wanted.tokens
     np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-4)
     assert "take L0.q:0" in " ".join(found.edits)
@@ -215,7 +250,7 @@ def test_bfloat16_rounds_once():
     [edit] = ablation(half, components, names)
     got = half.run(ids, keep=["q"], layers=[0], edits=[edit])["q", 0]
     clean = half.run(ids, keep=["q"], layers=[0])["q", 0]
-    twin = without(model, components, names).run(ids, keep=["q"], layers=[0])["q", 0]
+    twin = twin_of(model, components, names).run(ids, keep=["q"], layers=[0])["q", 0]
     assert got.dtype == mx.bfloat16
     assert off(got, twin) < 0.02 < off(clean, twin)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -87,7 +88,7 @@ def test_maps_compute_what_leaves_them(name):
     ("name", "kind", "message"),
     [
         ("mixtral", "mlp", "mlp of layer 0 of mixtral cannot be decomposed: it sends positions"),
-        ("deepseek_v3", "q", "q of layer 0 of deepseek_v3 cannot be decomposed: no matrix maps"),
+        ("deepseek_v3", "q", "q of layer 0 of deepseek_v3 cannot .* its heads; .* maps, of o,mlp$"),
         ("qwen3_next", "o", "o of layer .* of qwen3_next cannot be decomposed: something stands"),
         ("mamba", "q", "mamba has no maps to decompose: no softmax attention"),
     ],
@@ -297,6 +298,68 @@ def test_imported_importance_is_what_the_original_computes(llama, tmp_path):
             hidden = [h * 0.5 * (1 + erf(h / 2**0.5)) for h in hidden]
             wanted = float(np.dot(hidden, w1[c, :, 0]) + b1[c, 0])
             assert g[row, c] == pytest.approx(min(1, max(0, wanted)), abs=1e-5)
+
+
+def test_one_importance_function_of_all_maps_reads_them_by_their_names(llama, tmp_path):
+    """Its inputs and outputs are in the order of the original's modules: k, o, q, v, then MLPs."""
+    from mlxroles.components.importance import importance_of
+
+    state = {n: a for n, a in original(llama).items() if "wte" not in n and "ci_fn" not in n}
+    modules = sorted(n.split(".")[1] for n in state if n.endswith(".V"))
+    inputs = [len(state[f"_components.{m}.V"]) for m in modules]
+    rng = np.random.default_rng(2)
+    shapes = {"0.W": (sum(inputs), 5), "0.b": (5,), "2.W": (5, 24), "2.b": (24,)}
+    own = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+    state |= {f"ci_fn._global_ci_fn.layers.{n}": a for n, a in own.items()}
+    found = importing.read_state(saved(state, tmp_path / "s.safetensors"), model=llama)
+    keys = {module.replace(".", "-"): key for key, module in found.meta["modules"].items()}
+    arrays = (rng.standard_normal((3, n)).astype(np.float32) for n in inputs)
+    x = dict(zip(modules, arrays, strict=True))
+    hidden = mx.array(np.concatenate([x[m] for m in modules], axis=1) @ own["0.W"] + own["0.b"])
+    wanted = np.clip(np.array(nn.gelu(hidden)) @ own["2.W"] + own["2.b"], 0, 1)
+    given = {keys[m]: mx.array(a) for m, a in x.items()}
+    got = importance_of(found).of_all(given, given)
+    for n, module in enumerate(modules):
+        part = wanted[:, 4 * n : 4 * n + 4]
+        np.testing.assert_allclose(np.array(got[keys[module]]), part, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("add", "why"),
+    [
+        ({"ci_fn._global_ci_fn._output_head.W": (5, 24)}, r"_output_head.W, ...\) is no MLP"),
+        ({"ci_fn._global_ci_fn.layers.0.W": (5, 24)}, "also reads wte, so it is not taken"),
+        ({"_gates.h-1-attn-q_proj.layers.0.W": (4, 1, 1)}, "k_proj has no importance function"),
+        ({}, None),
+    ],
+)
+def test_importance_that_is_not_taken_over_is_said(add, why, llama, tmp_path):
+    state = {n: a for n, a in original(llama).items() if "ci_fn" not in n}
+    state |= {name: np.ones(shape, np.float32) for name, shape in add.items()}
+    found = importing.read_state(saved(state, tmp_path / "s.safetensors"), model=llama)
+    assert not found.importance
+    told = found.meta["no_importance"]
+    assert told is None if why is None else re.search(why, told)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"V": np.full((32, 4), np.nan)}, "V of L1.q is no finite matrix"),
+        ({"V": np.ones((32, 3))}, "L1.q has 3 components in V and 4 in U"),
+        ({"U": np.ones(32)}, r"L1.q has V \(32, 4\) and U \(32,\); matrices were expected"),
+        ({"W": np.ones((4, 2, 3))}, "the importance function's parameters fit no MLP"),
+        ({"W": np.ones(3)}, "the importance function's parameters fit no MLP"),
+    ],
+)
+def test_arrays_that_make_no_components_are_refused(change, message, llama, tmp_path):
+    state = original(llama)
+    names = {"V": "_components.h-1-attn-q_proj.V", "U": "_components.h-1-attn-q_proj.U"}
+    names["W"] = "ci_fn._ci_fns.h-1-attn-q_proj.layers.2.W"
+    state |= {names[which]: a.astype(np.float32) for which, a in change.items()}
+    with pytest.raises(SpecError, match=message) as refused:
+        importing.read_state(saved(state, tmp_path / "state.safetensors"), model=llama)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

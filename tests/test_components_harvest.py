@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import architectures
@@ -14,7 +15,7 @@ from tiny_models import LLAMA, tiny_llama
 
 from mlxroles.backend import mx
 from mlxroles.backend import nn as mx_nn
-from mlxroles.components.counts import coactivation, pair_counts
+from mlxroles.components.counts import coactivation
 from mlxroles.components.decomposition import Components
 from mlxroles.components.file import fitted, write
 from mlxroles.components.harvest import Harvester, Settings
@@ -25,7 +26,7 @@ from mlxroles.components.harvest_tokens import wilson_low
 from mlxroles.components.importance import importance_of
 from mlxroles.components.maps import inputs
 from mlxroles.components.svd import svd
-from mlxroles.errors import PromptError, SpecError, StoreError
+from mlxroles.errors import ModelError, PromptError, SpecError, StoreError
 from mlxroles.models.load import load, wrap
 
 LENGTHS = [200, 310, 37, 512, 44, 300, 1, 90]
@@ -114,7 +115,6 @@ def test_pairs_are_counted_within_attention_and_within_the_mlp(harvested):
         both = (fires[first][:, :, None] & fires[second][:, None]).sum(axis=0)
         np.testing.assert_array_equal(harvested.pairs(first, second), both)
         np.testing.assert_array_equal(harvested.pairs(second, first), both.T)
-        np.testing.assert_array_equal(pair_counts(fires[first], fires[second]), both)
     diagonal = harvested.pairs("L1.q", "L1.q").diagonal()
     np.testing.assert_array_equal(diagonal, harvested.map("L1.q").firing)
     assert harvested.pairs("L0.q", "L1.q") is None
@@ -183,25 +183,43 @@ def test_tokens_are_ranked_by_the_lower_end_of_their_information(harvested):
     assert wilson_low(np.array([0.0]), np.array([0.0]), 2.0) == 0
 
 
+def test_of_a_large_vocabulary_the_commonest_ids_have_information(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxroles.components.harvest_plan.COLUMNS", 7)
+    key = "L1.k"
+    one = Components({key: components().maps[key]})
+    path = Harvester(model(), one, rows()).run(tmp_path / "few.h5")
+    tokens, fires = np.concatenate(rows()), plain()[0][key][0] > 0.1
+    common = np.sort(np.argsort(-np.bincount(tokens, minlength=64), kind="stable")[:7])
+    with read_harvest(path) as harvest:
+        for kind, weights in (("input", np.eye(64)[tokens]), ("output", plain()[1])):
+            found = getattr(harvest.map(key), f"{kind}_tokens")
+            for c in range(6):
+                shown = found.id[c][found.id[c] >= 0]
+                assert np.isin(shown, common).all()
+                both = weights[fires[:, c]].sum(axis=0)[shown]
+                np.testing.assert_allclose(found.count[c][: len(shown)], both, rtol=1e-5)
+        assert (harvest.map(key).input_tokens.id >= 0).any()
+
+
 def test_a_killed_harvest_goes_on_to_the_same_numbers(harvested, tmp_path, monkeypatch):
     # a pass for each layer, and room for three of its pairs of 6 by 6
     monkeypatch.setattr("mlxroles.components.harvest_plan.AT_ONCE", 3 * 6 * 6 * 8)
     path = tmp_path / "killed.h5"
     settings = Settings(examples=5, seed=4)
     n_batches = len(Harvester(model(), components(), rows()).cuts)
-    count = 0
+    seen = []
 
     def kill(done: int, of: int) -> None:
-        nonlocal count
         assert of == 2 * n_batches
-        count += 1
-        if count in (2, 5):
+        seen.append(done)
+        if len(seen) in (2, 5):
             raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             Harvester(model(), components(), rows(), settings).run(path, told=kill, every=0)
         assert not path.exists()
+    assert seen == [1, 2, 2, 3, 4], "what is stored is not run again"
     Harvester(model(), components(), rows(), settings).run(path, every=0)
     assert not (tmp_path / "killed.h5.parts").exists()
     with read_harvest(path) as again:
@@ -238,6 +256,26 @@ def test_another_harvest_is_not_continued(harvested, tmp_path):
         assert harvest.about["threshold"] == 0.2
 
 
+def test_what_fresh_began_goes_on_without_it(tmp_path):
+    path, small = tmp_path / "small.h5", [rows()[2], rows()[4]] * 15
+    made = [Harvester(model(), components(), small, Settings(seed=seed)) for seed in (0, 1)]
+    made[0].run(path)
+    assert len(made[1].cuts) > 1
+
+    def kill(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made[1].run(path, fresh=True, told=kill, every=0)
+    with read_harvest(path) as harvest:
+        assert harvest.about["seed"] == 0, "what was there stays until the new one is whole"
+    (tmp_path / "small.h5.parts" / "group_000.npz").write_bytes(b"no")  # as after a full disk
+    made[1].run(path)
+    with read_harvest(path) as harvest:
+        assert harvest.about["seed"] == 1
+        assert harvest.map("L0.q").firing.max() <= harvest.n_tokens
+
+
 def test_what_cannot_be_harvested_is_refused(tmp_path):
     with pytest.raises(PromptError, match="no text"):
         Harvester(model(), components(), [])
@@ -245,6 +283,18 @@ def test_what_cannot_be_harvested_is_refused(tmp_path):
         Harvester(model(), components(), [[99]])
     with pytest.raises(SpecError, match="does not exist"):
         read_harvest(tmp_path / "none.h5")
+    row = [[1, 2, 3]]
+    huge = {k: replace(d, V=d.V * np.float32(1e38)) for k, d in components().maps.items()}
+    with pytest.raises(ModelError, match="not all finite"):
+        Harvester(model(), Components(huge), row).run(tmp_path / "huge.h5")
+    for damage in ("maps", "maps/L0.q/firing", "vocabulary"):
+        path = tmp_path / "damaged.h5"
+        Harvester(model(), components(), row).run(path, fresh=True)
+        with h5py.File(path, "r+") as raw:
+            del raw[damage]
+        with pytest.raises(StoreError, match="damaged"), read_harvest(path) as harvest:
+            harvest.map("L0.q")
+        path.unlink()
     (tmp_path / "text.h5").write_text("no")
     with pytest.raises(SpecError, match="no readable HDF5"):
         read_harvest(tmp_path / "text.h5")
@@ -290,7 +340,7 @@ def other(name: str):
 )
 def test_trained_functions_fire_above_zero_on_any_model(name, kind, tmp_path):
     of = other(name)
-    maps = svd(of, rank=4).maps
+    maps = svd(of, rank=4, layers=[0, 1]).maps
     found = Components(maps, trained(kind, maps))
     function, fitting = importance_of(found), fitted(found, of)
     assert function.kind == kind
@@ -337,7 +387,7 @@ def test_text_is_cut_into_rows_that_begin_as_the_tokenizer_begins_a_text(tmp_pat
     assert len(short.rows) == 2
     assert "less than 1,000" in short.notes[0]
     file.write_text("The cat.")
-    with pytest.raises(PromptError, match="needs 16 at least"):
+    with pytest.raises(PromptError, match="16 are needed at least"):
         text_rows(packaged, file, tokens=1000, seed=0)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(PromptError, match="no text in UTF-8"):
@@ -348,10 +398,15 @@ def test_text_is_cut_into_rows_that_begin_as_the_tokenizer_begins_a_text(tmp_pat
         text_rows(model(), file, tokens=1000, seed=0)
 
 
+@cache
+def of_packaged() -> Components:
+    """Components of two maps of the packaged model."""
+    return svd(load("tiny/base"), "qk", layers=[2], rank=6)
+
+
 @pytest.fixture
 def file(tmp_path):
-    """Components of two maps of the packaged model."""
-    return write(tmp_path / "tiny.safetensors", svd(load("tiny/base"), "qk", layers=[2], rank=6))
+    return write(tmp_path / "tiny.safetensors", of_packaged())
 
 
 def test_the_command_writes_a_harvest_and_a_table(file, call):
@@ -380,7 +435,17 @@ def test_the_command_writes_a_harvest_and_a_table(file, call):
 
 
 def test_wrong_words_are_answered_in_one_line(file, call, tmp_path):
+    given = file.rename(tmp_path / "own.h5")  # with the ending of a harvest
+    write(given, of_packaged())
+    write(file, of_packaged())
+    book = tmp_path / "book.csv"
+    book.write_text("The cat sat on the mat. " * 30)
+    tiny = ("--model", "tiny/base", "--tokens", "32")
+    before = given.read_bytes()
     for words, told in (
+        ((given, *tiny, "--out", given, "--fresh"), "own.h5 is no harvest and stays as it is"),
+        ((file, *tiny, "--text", book, "--out", tmp_path / "book.h5"), "in the place of the text"),
+        ((file, *tiny, "--threshold", "nan"), "nan is no number"),
         ((tmp_path / "no.safetensors", "--model", "tiny/base"), "no component file"),
         ((file, "--model", "tiny"), "tiny is a pair; say which model"),
         ((file, "--model", "tiny/base", "--out", tmp_path), "is no .h5 file"),
@@ -389,6 +454,9 @@ def test_wrong_words_are_answered_in_one_line(file, call, tmp_path):
         status, _, err = call("components", "harvest", *words)
         assert status != 0
         assert told in err
+    assert given.read_bytes() == before
+    assert book.read_text().startswith("The cat")
+    assert not list(tmp_path.glob("*.parts"))
 
 
 # --- co-activation ------------------------------------------------------------------------------
@@ -398,7 +466,7 @@ def test_coactivation_is_that_of_the_indicators():
     rng = np.random.default_rng(1)
     first, second = rng.random((500, 4)) < [0.02, 0.3, 0.9, 0], rng.random((500, 3)) < 0.4
     second[:, 0] = first[:, 1]
-    found = coactivation(first.sum(0), second.sum(0), pair_counts(first, second), 500)
+    found = coactivation(first.sum(0), second.sum(0), first.T.astype(int) @ second, 500)
     for i in range(3):
         for j in range(3):
             a, b = first[:, i], second[:, j]

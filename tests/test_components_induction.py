@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import architectures
 import numpy as np
@@ -43,6 +44,11 @@ def made() -> Induction:
     return Induction(model(), components(), (1, 2), SETTINGS)
 
 
+@cache
+def document():
+    return characterise(made())
+
+
 def weights_by_hand(module, rows) -> np.ndarray:
     """First position, induction target and rest, by plain loops over layer 1's pattern."""
     pattern = np.array(wrap(module, LLAMA).run(rows, keep=["pattern"], layers=[1])["pattern", 1])
@@ -67,7 +73,11 @@ def less(name: Name, u=None):
 
 def test_the_weights_without_a_component_are_those_of_a_changed_model():
     of = made()
-    np.testing.assert_allclose(of.measured.before, weights_by_hand(model().module, of.measured.rows), atol=1e-6)
+    expected = weights_by_hand(model().module, of.measured.rows)
+    np.testing.assert_allclose(of.measured.before, expected, atol=1e-6)
+    # without a preference each query gives 1 / (what it sees) to every key
+    even = np.mean([1 / (LENGTH + k + 1) for k in range(LENGTH - 1)])
+    np.testing.assert_allclose(of.measured.uniform, [even, even, 1 - 2 * even], atol=1e-6)
     for name in (Name("L1.q", 0), Name("L1.k", 1), Name("L1.k", 4)):
         expected = weights_by_hand(less(name), of.measured.rows)
         np.testing.assert_allclose(of.without([name]), expected, atol=1e-6)
@@ -112,30 +122,39 @@ def test_random_directions_keep_the_length_in_every_head():
 
 
 def test_the_document_holds_what_was_measured():
-    of = made()
-    doc = characterise(of)
+    of, doc = made(), document()
     assert json.loads(json.dumps(doc)) == doc
     assert (doc["head"], doc["kv_head"], doc["n_kv_heads"]) == ("L1H2", 1, 2)
     assert len(doc["components"]) == 10
     rows = {row["component"]: row for row in doc["components"]}
-    for name in ("L1.q:3", "L1.k:0"):
-        key, index = name.split(":")
-        after = weights_by_hand(less(Name(key, int(index))), of.measured.rows)
+    left_out = clear = 0
+    for name, row in rows.items():
+        after = weights_by_hand(less(parse(name)), of.measured.rows)
         lost = (of.measured.before - after)[..., 1]
-        beyond = (lost > 0).all(axis=0) | (lost < 0).all(axis=0)
-        lost = lost.mean(axis=0)
-        assert rows[name]["effect"] == pytest.approx(lost[2], abs=1e-6)
-        assert rows[name]["low"] <= lost[2] <= rows[name]["high"]
+        mean = lost.mean(axis=0)
+        assert row["effect"] == pytest.approx(mean[2], abs=1e-6)
+        assert lost[:, 2].min() <= row["low"] <= mean[2] <= row["high"] <= lost[:, 2].max()
         for place, value in zip(("first", "target", "rest"), after[:, 2].mean(0), strict=True):
-            assert rows[name]["after"][place] == pytest.approx(value, abs=1e-6)
-        told, surely = rows[name]["elsewhere"], {}
-        for h in (0, 1, 3):
-            if abs(lost[h]) > 0.005 and beyond[h]:  # in every sequence: no resample crosses 0
-                surely[f"L1H{h}"] = pytest.approx(lost[h], abs=1e-6)
-        assert surely.items() <= told.items()
-        assert surely
-        assert all(abs(lost[int(head[3:])]) > 0.005 for head in told)
-        assert rows[name]["rises"] == [head for head in told if lost[int(head[3:])] < 0]
+            assert row["after"][place] == pytest.approx(value, abs=1e-6)
+        # all 4 ** 4 resamples of four sequences
+        means = np.array(
+            [lost[list(chosen)].mean(axis=0) for chosen in product(range(4), repeat=4)]
+        )
+        low, high = np.quantile(means, (0.025, 0.975), axis=0)
+        large = [h for h in (0, 1, 3) if abs(mean[h]) > 0.005]
+        surely = {f"L1H{h}": mean[h] for h in large if low[h] > 0 or high[h] < 0}
+        assert row["elsewhere"] == pytest.approx(surely, abs=1e-6)
+        assert row["rises"] == [head for head, value in surely.items() if value < 0]
+        clear, left_out = clear + len(surely), left_out + len(large) - len(surely)
+        within = row["low"] > -0.01 and row["high"] < 0.01
+        assert row["idle"] == (row["share"] > 0.1 and within)
+    assert clear
+    assert left_out
+
+
+def test_the_ten_are_chosen_on_sequences_of_their_own():
+    of, doc = made(), document()
+    rows = {row["component"]: row for row in doc["components"]}
     ten = [rows[name] for name in doc["top"]]
     first = []
     for name in map(parse, doc["top"]):
@@ -150,6 +169,10 @@ def test_the_document_holds_what_was_measured():
     for row in ten:
         assert row["p"] == (1 + (largest >= row["effect"]).sum()) / 4
     assert doc["joint"]["random"] == [], "no others are left to be drawn"
+
+
+def test_the_text_tells_the_document():
+    doc = document()
     text = induction_text.text(doc)
     assert "key-value head 1 of 2" in text
     assert "is no induction head" in text
@@ -158,14 +181,33 @@ def test_the_document_holds_what_was_measured():
     assert {row["component"] for row in table} == set(doc["top"])
 
 
+def test_random_sets_are_different_ones_of_each_map():
+    """Two of q and one of k among three others of q and one of k: three sets, not 20."""
+    of = Induction(model(), components(), (1, 2), replace(SETTINGS, random=20))
+    names = {key: [Name(key, c) for c in range(5)] for key in ("L1.q", "L1.k")}
+    top = [*names["L1.q"][:2], names["L1.k"][0]]
+    found = of.random_sets(top, [*names["L1.q"][2:], names["L1.k"][3]])
+    expected = []
+    for a, b in ((2, 3), (2, 4), (3, 4)):
+        chosen = [Name("L1.q", a), Name("L1.q", b), Name("L1.k", 3)]
+        expected.append((of.measured.before - of.without(chosen))[:, 2, 1].mean())
+    np.testing.assert_allclose(np.sort(found), np.sort(expected), atol=1e-7)
+    assert not len(of.random_sets(top, names["L1.k"][1:])), "none of q is left"
+
+
+@cache
+def planted() -> Components:
+    """Of the layer of the packaged base model in which head 5 was planted."""
+    return svd(load("tiny/base"), "qk", layers=[2], rank=16)
+
+
 def test_it_finds_the_planted_head_and_what_makes_it():
-    """In layer 2 of the packaged base model that is head 5."""
-    packaged = load("tiny/base")
-    of = Induction(packaged, svd(packaged, "qk", layers=[2], rank=20), None, Settings(6, random=2))
+    of = Induction(load("tiny/base"), planted(), None, Settings(4, length=24, random=2))
     assert of.head == (2, 5)
     assert not any("no induction head" in note for note in of.notes)
     doc = characterise(of)
     assert doc["joint"]["mean"] > 0.5 * doc["score"]["mean"] > max(doc["joint"]["random"])
+    assert doc["score"]["low"] > 0.3 > 0.05 > doc["uniform"]
 
 
 def test_a_harvest_says_which_components_are_alive(tmp_path):
@@ -194,7 +236,8 @@ def test_other_architectures_have_their_induction_heads_too(name):
 
 
 def test_the_command_tells_and_writes_the_characterisation(tmp_path, call):
-    file = write(tmp_path / "t.safetensors", svd(load("tiny/base"), "qk", layers=[2], rank=3))
+    maps = {k: replace(d, V=d.V[:, :3], U=d.U[:3]) for k, d in planted().maps.items()}
+    file = write(tmp_path / "t.safetensors", Components(maps))
     words = ("components", "induction", file, "--model", "tiny/base")
     few = ("--sequences", "4", "--random", "2")
     status, out, _ = call(*words, *few)
@@ -207,6 +250,15 @@ def test_the_command_tells_and_writes_the_characterisation(tmp_path, call):
     assert len(table) == len(doc["components"]) == 6
     status, out, _ = call(*words, *few, "--head", "L2H1", "--json")
     assert json.loads(out)["head"] == "L2H1"
+    about = {"components": {"name": "u.safetensors", "sha256": "0"}}
+    of = Harvester(load("tiny/base"), Components(maps), [[1, 2, 3]], about=about)
+    harvest = of.run(tmp_path / "u_harvest.h5")
+    status, out, _ = call(*words, "--sequences", "4", "--random", "0", "--harvest", harvest)
+    assert "Note: the harvest is of another component file." in out
+    before = file.read_bytes()
+    status, _, err = call(*words, "--out", file)
+    assert "is no .json file" in err
+    assert file.read_bytes() == before
     for wrong, told in (("L9H1", "layers 2 only"), ("L2H8", "outside 0..7"), ("x", "no head")):
         status, _, err = call(*words, "--head", wrong)
         assert status == 1

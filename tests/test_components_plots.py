@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from html import unescape
+from itertools import product
 
 import numpy as np
 import pytest
@@ -21,13 +23,14 @@ from mlxroles.dashboard.components_tables import components_tables
 from mlxroles.errors import SpecError
 from mlxroles.models.load import wrap
 from mlxroles.plots import canvas
-from mlxroles.plots.components import QK, layer_figures
+from mlxroles.plots.components import QK, layer_figures, overview_figures
 from mlxroles.report.components import layer_page, missing, sentence
 from mlxroles.report.components.story import story
 from mlxroles.report.components.views import Partner, Story, Tokens, Value, Window
 from mlxroles.studies.component_report import ComponentReport, results
 from mlxroles.studies.component_report.document import layer as entry
-from mlxroles.studies.component_report.layers import layer_view, pooled
+from mlxroles.studies.component_report.document import table as tabled
+from mlxroles.studies.component_report.layers import Sources, layer_view, map_view, pooled
 from mlxroles.studies.component_report.story import PEAK_OFFSETS
 from mlxroles.studies.component_report.turning import LEFT_OUT, left_out
 
@@ -41,7 +44,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def components(model):
-    return svd(model, rank=7)
+    """Of an MLP only one map, to draw less."""
+    found = svd(model, rank=7)
+    left_out = ("gate_proj", "up_proj")
+    return replace(found, maps={k: d for k, d in found.maps.items() if not k.endswith(left_out)})
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +62,12 @@ def harvest(model, components, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_figures():
-    """Figures are drawn whole, but written small, as PNG only and without being laid out."""
+    """Figures are built whole; written small, as PNG only and without being laid out."""
 
     def save(figure, png, vector):
         canvas.FigureCanvasAgg(figure)
         figure.set_layout_engine("none")
-        figure.savefig(png, dpi=30)
+        figure.savefig(png, dpi=20)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canvas, "save", save)
@@ -70,7 +76,7 @@ def small_figures():
 
 @pytest.fixture(scope="module")
 def whole(model, components, harvest, small_figures, tmp_path_factory):
-    """The report with everything: its folder and its document."""
+    """The report with everything: its folder and its document; figures of the last layer alone."""
     folder = tmp_path_factory.mktemp("report") / "whole"
     made = ComponentReport(folder / "c.safetensors", components, harvest, model)
 
@@ -83,11 +89,14 @@ def whole(model, components, harvest, small_figures, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(components, small_figures, tmp_path_factory):
-    """The report of the file alone, on one layer."""
+def alone(components, tmp_path_factory):
+    """The report of the file alone, on one layer, without figures."""
     folder = tmp_path_factory.mktemp("report") / "alone"
     made = ComponentReport(folder / "c.safetensors", components, layers=(1,))
-    return folder, made.run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("layer_figures", "overview_figures"):
+            patch.setattr(results, name, lambda *_: {})
+        return folder, made.run(folder), made
 
 
 def test_a_report_has_a_page_per_layer_that_needs_nothing_else(whole):
@@ -107,18 +116,22 @@ def test_a_report_has_a_page_per_layer_that_needs_nothing_else(whole):
     assert json.loads((folder / "summary.json").read_text())["sentence"] == doc["sentence"]
 
 
-def test_every_kind_of_figure_is_drawn_where_there_is_everything(whole, alone):
-    folder, _, _ = whole
+def test_every_kind_of_figure_is_drawn_where_there_is_everything(
+    whole, alone, monkeypatch, tmp_path
+):
+    folder, doc, _ = whole
     kinds = {"heads", "weights", "likeness", "together", *(f"qk_{kind}" for kind in QK)}
     assert {path.stem for path in (folder / "figures/L01").glob("*.png")} == kinds
     assert len(QK) == 7
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {"importance", "spread"}
-    other = {path.stem for path in (alone[0] / "figures/L01").glob("*.png")}
-    assert other == {"heads", "weights", "likeness"}
+    bare = layer_view(alone[2]._sources(), 1)._replace(matrices=())
+    monkeypatch.setattr(canvas, "save", lambda *_: None)
+    drawn = layer_figures(doc, bare, tmp_path)
+    assert {name for name in drawn if not name.endswith("_svg")} == {"heads", "likeness"}
 
 
 def test_a_file_alone_is_reported_on_and_what_would_add_is_said_in_a_line_each(alone):
-    folder, doc = alone
+    folder, doc, _ = alone
     assert doc["measure"] == "norm"
     assert [line.split(" ", 2)[1] for line in doc["missing"]] == ["harvest", "model"]
     assert all("\n" not in line for line in doc["missing"])
@@ -128,7 +141,7 @@ def test_a_file_alone_is_reported_on_and_what_would_add_is_said_in_a_line_each(a
 
 
 def test_the_finding_counts_components_in_one_head_beside_chance(alone):
-    _, doc = alone
+    _, doc, _ = alone
     found = next(m for m in doc["layers"][0]["maps"] if m["kind"] == "q")
     by_hand = sum(each["share"] > found["chance_share"] for each in found["top"])
     assert found["in_one_head"] == by_hand == len(found["heads_of_those"])
@@ -162,6 +175,108 @@ def test_partners_are_those_with_the_largest_and_most_negative_peaks(whole, mode
     assert [each["k"] for each in story_["lowers"]] == worst
     for each in (*story_["raises"], *story_["lowers"]):
         assert each["peak"] == pytest.approx(peaks[each["k"]], rel=1e-4)
+
+
+def phi_of(n, n_i, n_j, n_ij):
+    """In whole numbers up to the root; 0 where one never or always fires."""
+    n_i, n_j, n_ij = int(n_i), int(n_j), int(n_ij)
+    squared = n_i * (n - n_i) * n_j * (n - n_j)
+    return (n * n_ij - n_i * n_j) / math.sqrt(squared) if squared else 0.0
+
+
+def test_a_layers_grids_are_of_the_components_that_they_name(whole, components):
+    """Rows and columns are in the order of importance, not in that of the file."""
+    _, _, made = whole
+    view, harvest = layer_view(made._sources(), 1), made.harvest
+    assert [(e.one, e.other) for e in view.together] == [("L1.k", "L1.v"), ("L1.q", "L1.k")]
+    for each in view.together:
+        one, other = harvest.map(each.one), harvest.map(each.other)
+        both, n = harvest.pairs(each.one, each.other), harvest.n_tokens
+        for (i, a), (j, b) in product(enumerate(each.rows), enumerate(each.columns)):
+            n_a, n_b, n_ab = int(one.firing[a]), int(other.firing[b]), int(both[a, b])
+            found = [measure[i, j] for measure in each.measures]
+            expected = [
+                phi_of(n, n_a, n_b, n_ab),
+                n_ab / (n_a + n_b - n_ab),
+                n_ab / n_a,
+                n_ab / n_b,
+            ]
+            assert found == pytest.approx(expected, abs=1e-12)
+    assert len(view.likeness) == 3
+    for each in view.likeness:
+        one, other = components.maps[each.one].V, components.maps[each.other].V
+        for (i, a), (j, b) in product(enumerate(each.rows), enumerate(each.columns)):
+            size = np.linalg.norm(one[:, a]) * np.linalg.norm(other[:, b])
+            assert each.cosine[i, j] == pytest.approx(one[:, a] @ other[:, b] / size, abs=1e-6)
+
+
+def test_a_maps_numbers_are_those_of_its_harvest(whole, components):
+    _, _, made = whole
+    harvest = made.harvest
+    for each in layer_view(made._sources(), 1).maps:
+        one, d = harvest.map(each.key), components.maps[each.key]
+        np.testing.assert_array_equal(each.importance, one.mean_importance)
+        np.testing.assert_array_equal(each.alive, one.mean_importance > 0.01)
+        assert each.density is not None
+        np.testing.assert_allclose(each.density, one.firing / harvest.n_tokens)
+        assert each.signed is not None
+        np.testing.assert_array_equal(each.signed, one.mean_activation)
+        assert (each.activity is not None) == (each.kind in ("q", "k", "v"))
+        if each.activity is not None:
+            share = np.linalg.norm(d.head(2, 1)) / np.linalg.norm(d.U[2])
+            assert each.activity[2, 1] == pytest.approx(one.mean_abs_activation[2] * share)
+
+
+def test_a_component_of_zeros_does_not_count(components):
+    d = components.maps["L1.q"]
+    zero = replace(d, U=d.U * (np.arange(d.n) < 2)[:, None])
+    assert map_view(Sources({d.key: zero}), zero).alive.sum() == 2
+    assert not map_view(Sources({d.key: d}), replace(d, U=d.U * 0)).alive.any()
+
+
+def test_weights_are_drawn_beside_vu_and_components_with_lines_where_heads_end(
+    whole, model, components
+):
+    _, _, made = whole
+    for each in layer_view(made._sources(), 1).matrices:
+        d = components.maps[each.key]
+        chosen = [int(name.split(":")[1]) for name in each.names[2:]]
+        assert each.names[:2] == ("target", "VU")
+        target = decomposable(model, layers=[1])[each.key].weight(model)
+        for grid, whole_ in zip(
+            each.grids, (target, d.weight(), *map(d.component, chosen)), strict=True
+        ):
+            np.testing.assert_allclose(grid, pooled(whole_, 48), atol=1e-6)
+        pixels = each.grids[0].shape[int(each.is_by_column)]
+        ends = [(line + 0.5) / pixels * d.n_heads for line in each.lines]
+        assert ends == pytest.approx(range(1, d.n_heads))
+        assert each.is_by_column == (d.kind == "o")
+
+
+def test_partners_name_their_strongest_head_and_the_values_that_fire_with_them(whole):
+    folder, doc, made = whole
+    known, harvest = offsets.read(folder / "offsets.h5")[1], made.harvest
+    k_map, v_map = harvest.map("L1.k"), harvest.map("L1.v")
+    both, n = harvest.pairs("L1.k", "L1.v"), harvest.n_tokens
+    told = 0
+    for story_ in doc["layers"][1]["stories"]:
+        for each in (*story_["raises"], *story_["lowers"]):
+            q, k = known.q.tolist().index(story_["q"]), known.k.tolist().index(each["k"])
+            column = known.values[each["offset"], :, q, k]
+            assert each["head"] == np.abs(column).argmax()
+            assert each["chance"] == known.chance.of_query[q]
+            top = k_map.input_tokens
+            clear = top.id[each["k"]][(top.id[each["k"]] >= 0) & (top.low[each["k"]] > 0)]
+            assert each["tokens"] == [harvest.token(int(i)) for i in clear[:8]]
+            for value in each["values"]:
+                counts = (
+                    k_map.firing[each["k"]],
+                    v_map.firing[value["v"]],
+                    both[each["k"], value["v"]],
+                )
+                assert value["measure"] == pytest.approx(phi_of(n, *counts))
+                told += 1
+    assert told
 
 
 def table(path):
@@ -204,7 +319,7 @@ def hostile_story() -> Story:
     )
     curves = np.random.default_rng(0).standard_normal((17, 5))
     value = Value(2, 0.4, tokens)
-    partner = Partner(3, 1.5, 4, 1, curves, tokens, (value,))
+    partner = Partner(3, 1.5, 1.2, 4, 1, curves, tokens, (value,))
     return Story(7, 0.2, 0.1, np.full(5, 0.2), np.log(5), tokens, (partner,), ())
 
 
@@ -221,9 +336,11 @@ def test_a_layers_page_holds_hostile_names_and_tokens(whole, model, components, 
     folder, doc, made = whole
     view = layer_view(made._sources(), 0, offsets.read(folder / "offsets.h5")[0])
     hostile = {**doc, "display": HOSTILE[0], "measure": HOSTILE[0], "notes": list(HOSTILE)}
-    text = layer_page(hostile, view._replace(stories=(hostile_story(),)), {})
+    named = tuple(m._replace(key=f"L0.{'|'.join(HOSTILE)}") for m in view.maps)
+    text = layer_page(hostile, view._replace(maps=named, stories=(hostile_story(),)), {})
+    for shown in (text, tabled(named)):
+        assert not {"\x1b", "\u202e"} & {*shown}
     assert "<script" not in text
-    assert "\x1b" not in text
 
 
 def test_figures_take_hostile_names(whole, small_figures, tmp_path):
@@ -253,6 +370,8 @@ def test_a_layer_without_living_components_is_no_error(whole, small_figures, tmp
     dead = tuple(m._replace(alive=np.zeros_like(m.alive)) for m in view.maps)
     silent = view._replace(maps=dead, stories=(), likeness=(), together=(), qk=None)
     layer_figures(doc, silent, tmp_path)
+    zero = tuple(m._replace(importance=np.zeros_like(m.importance)) for m in dead)
+    overview_figures(doc, zero[:1], tmp_path)
     told = {**doc, "layers": [entry(silent)]}
     assert "none" in sentence(told)
     assert "Layer 0" in layer_page(told, silent, {})
@@ -279,14 +398,23 @@ def test_what_stands_before_the_scores_besides_a_rotation_is_said(name, expected
     assert told == (LEFT_OUT.format(expected) if expected else "")
 
 
-def test_a_harvest_of_other_maps_and_a_missing_layer_are_refused(components, harvest):
+def test_a_harvest_of_other_components_and_a_missing_layer_are_refused(
+    components, harvest, monkeypatch, tmp_path
+):
     with pytest.raises(SpecError, match="no map of layer 9 is decomposed"):
         ComponentReport(harvest.path, components, layers=(9,))
     other = replace(
         components, maps={"L9.q": replace(components.maps["L0.q"], key="L9.q", layer=9)}
     )
-    with pytest.raises(SpecError, match="harvested none of these maps"):
-        ComponentReport(harvest.path, other, harvest)
+    with pytest.raises(SpecError, match="harvest of other components"):
+        ComponentReport(tmp_path / "none", other, harvest)
+    fewer = {key: replace(d, V=d.V[:, :5], U=d.U[:5]) for key, d in components.maps.items()}
+    with pytest.raises(SpecError, match="harvest of other components"):
+        ComponentReport(tmp_path / "none", replace(components, maps=fewer), harvest)
+    file = write(tmp_path / "c.safetensors", components)
+    monkeypatch.setitem(harvest.about, "components", {"sha256": "of another file"})
+    with pytest.raises(SpecError, match="harvest of other components"):
+        ComponentReport(file, components, harvest)
 
 
 def test_the_command_writes_where_it_says(call, components, monkeypatch, tmp_path):

@@ -45,6 +45,23 @@ def rotated(vector, position, angles):
     return np.concatenate([turned.real, turned.imag, vector[2 * half :]])
 
 
+def closed_form(query, key, angles, scale):
+    """``scale sum_j [A_j cos(D th_j) + B_j sin(D th_j)]`` by loops; what is beyond halves stays.
+
+    A = q1 k1 + q2 k2 and B = q1 k2 - q2 k1; query heads [4, q, d_head], key heads [2, k, d_head].
+    """
+    half = len(angles)
+    found = np.zeros((len(offsets.OFFSETS), len(query), query.shape[1], key.shape[1]))
+    for at, h, i, j in np.ndindex(found.shape):
+        q, k = query[h, i], key[h // (len(query) // len(key)), j]
+        q1, q2, k1, k2 = q[:half], q[half : 2 * half], k[:half], k[half : 2 * half]
+        turn = offsets.OFFSETS[at] * angles
+        along, across = q1 * k1 + q2 * k2, q1 * k2 - q2 * k1
+        found[at, h, i, j] = (along * np.cos(turn) + across * np.sin(turn)).sum()
+        found[at, h, i, j] += q[2 * half :] @ k[2 * half :]
+    return scale * found
+
+
 @pytest.mark.parametrize("kind", ["q", "k", "v", "o", "mlp"])
 def test_the_sum_of_the_components_is_the_weight_and_their_norms_are_those_of_matrices(kind):
     found = random_map(kind)
@@ -122,22 +139,17 @@ def test_contributions_are_explicit_rotations_at_every_pair_of_positions(turning
     q_map, k_map = random_map("q"), random_map("k")
     q, k = offsets.heads_of(q_map, [0, 3, 5]), offsets.heads_of(k_map, [1, 2])
     scale = WIDTH**-0.5
-    found = offsets.closed_form(q, k, angles, offsets.OFFSETS, scale)
-    assert found.shape == (17, 4, 3, 2)
-    for at, offset in enumerate(offsets.OFFSETS):
-        for n in (0, 1, 7, 100):
-            for h in range(4):
-                for i in range(3):
-                    for j in range(2):
-                        turned = rotated(q[h, i], n + offset, angles)
-                        other = rotated(k[h // 2, j], n, angles)
-                        assert abs(found[at, h, i, j] - scale * turned @ other) < 1e-12
 
     def rotate(vectors, position):
         return np.apply_along_axis(rotated, -1, vectors, position, angles)
 
-    explicit = offsets.contributions(q, k, rotate, offsets.OFFSETS, scale)
-    np.testing.assert_allclose(explicit, found, atol=1e-12)
+    found = offsets.contributions(q, k, rotate, offsets.OFFSETS, scale)
+    assert found.shape == (17, 4, 3, 2)
+    np.testing.assert_allclose(found, closed_form(q, k, angles, scale), rtol=0, atol=1e-12)
+    for at, h, i, j in np.ndindex(found.shape):
+        n = int(RNG.integers(100))
+        turned = rotated(q[h, i], n + offsets.OFFSETS[at], angles)
+        assert abs(found[at, h, i, j] - scale * turned @ rotated(k[h // 2, j], n, angles)) < 1e-12
 
 
 def test_vectors_of_components_are_their_parts_in_a_head_times_what_they_read():
@@ -164,7 +176,7 @@ def test_the_closed_form_agrees_with_the_models_own_rope(model):
     own = offsets.contributions(q, k, rotate, offsets.OFFSETS, scale)
     half = q.shape[-1] // 2
     angles = 10000.0 ** (-np.arange(half) / half)
-    closed = offsets.closed_form(q, k, angles, offsets.OFFSETS, scale)
+    closed = closed_form(q, k, angles, scale)
     assert np.abs(own - closed).max() < 1e-5 * np.abs(closed).max()
 
 
@@ -189,23 +201,46 @@ def test_all_contributions_together_are_the_models_scores(model):
                 assert made == pytest.approx(scale * q[m, h] @ k[n, h // 2], abs=2e-4)
 
 
-def test_pairs_beyond_chance_are_five_of_a_hundred_among_random_ones():
-    rng = np.random.default_rng(2)
-    angles = 10000.0 ** (-np.arange(8) / 8)
-    q, k = rng.standard_normal((2, 30, 16)), rng.standard_normal((1, 40, 16))
+def chance_of(q, k):
+    """Contributions of these vectors under a rotation of halves, and how they stand to chance."""
+    half = q.shape[-1] // 2
+    angles = 10000.0 ** (-np.arange(half) / half)
 
     def rotate(vectors, position):
         cos, sin = np.cos(position * angles), np.sin(position * angles)
-        one, two = vectors[..., :8], vectors[..., 8:]
+        one, two = vectors[..., :half], vectors[..., half:]
         return np.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
 
     values = offsets.contributions(q, k, rotate, offsets.OFFSETS, 0.25)
-    above = offsets.share_above(q, k, values, rotate, offsets.OFFSETS, scale=0.25)
-    assert np.abs(above - 0.05).max() < 0.025
+    return values, offsets.chance(q, k, values, rotate, offsets.OFFSETS, scale=0.25)
+
+
+def test_pairs_beyond_chance_are_five_of_a_hundred_among_random_ones():
+    rng = np.random.default_rng(2)
+    q, k = rng.standard_normal((2, 30, 16)), rng.standard_normal((1, 40, 16))
+    values, found = chance_of(q, k)
+    assert np.abs(found.above - 0.05).max() < 0.025
+    assert 0.05 < found.most < 0.12
     aligned = q[:1] + 0.1 * k[:, :30]
-    values = offsets.contributions(q, aligned, rotate, offsets.OFFSETS, 0.25)
-    planted = offsets.share_above(q, aligned, values, rotate, offsets.OFFSETS, scale=0.25)
-    assert planted[0] > above[0]
+    values, planted = chance_of(q, aligned)
+    assert planted.above[0] > max(planted.most, found.above[0])
+    assert np.abs(values.sum(axis=1)).max() > planted.of_all
+
+
+def test_the_largest_peaks_of_random_keys_are_below_their_limit_in_95_of_100():
+    """Sizes differ by head and component, two query heads share a key head."""
+    rng = np.random.default_rng(4)
+    q, sizes = rng.standard_normal((4, 2, 8)), rng.uniform(0.2, 3, (2, 5, 1))
+    below, below_all = [], []
+    for _ in range(60):
+        k = rng.standard_normal((2, 5, 8))
+        k *= sizes / np.linalg.norm(k, axis=-1, keepdims=True)
+        values, found = chance_of(q, k)
+        largest = np.abs(values.sum(axis=1)).max(axis=(0, 2))
+        below.append(largest < found.of_query)
+        below_all.append(largest.max() < found.of_all)
+    assert np.mean(below) == pytest.approx(0.95, abs=0.05)
+    assert np.mean(below_all) == pytest.approx(0.95, abs=0.05)
 
 
 def test_peaks_keep_their_sign():
@@ -218,7 +253,12 @@ def test_peaks_keep_their_sign():
 def some_offsets(layer):
     values = RNG.standard_normal((3, 4, 2, 5)).astype(np.float32)
     return offsets.Offsets(
-        layer, np.array([4, 1]), np.arange(5), np.arange(3), values, np.full(4, 0.1)
+        layer,
+        np.array([4, 1]),
+        np.arange(5),
+        np.arange(3),
+        values,
+        offsets.Chance(np.full(4, 0.1), 0.2, np.array([1.0, 2.0]), 3.0),
     )
 
 
@@ -229,7 +269,10 @@ def test_a_missing_layer_does_not_drop_the_later_ones(tmp_path):
     found = offsets.read(path, "made of this")
     assert sorted(found) == [0, 2, 11]
     for layer, each in found.items():
-        for one, other in zip(each[1:], kept[layer][1:], strict=True):
+        pairs = zip(
+            (*each[1:-1], *each.chance), (*kept[layer][1:-1], *kept[layer].chance), strict=True
+        )
+        for one, other in pairs:
             np.testing.assert_array_equal(one, other)
 
 

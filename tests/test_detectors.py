@@ -267,6 +267,8 @@ def test_random_ids_are_ordinary_pieces():
         assert token not in bytes_.all_special_ids
     assert pieces.ordinary_ids(toy(), 100, np.random.default_rng(0)).max() < 100
     assert pieces.ordinary_ids(None, 1024, np.random.default_rng(0)).tolist() == [*range(100, 924)]
+    made.get_vocab, made.all_special_ids = dict, [8]  # nothing is listed
+    assert pieces.ordinary_ids(made, 12, np.random.default_rng(0)).tolist() == [*range(2, 8), 9, 10]
 
 
 def test_spans_are_where_the_tokens_of_a_word_are():

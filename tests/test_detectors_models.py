@@ -1,5 +1,7 @@
 """Detectors on models: against transformers, plain loops over whole patterns, known heads."""
 
+from itertools import pairwise
+
 import numpy as np
 import oracles
 import pytest
@@ -187,17 +189,7 @@ def test_what_a_notebook_shows(small):
 def test_scores_are_those_of_their_sets(small, base):
     made, found = small
     own = found.scores
-    n, layer, head = 3, 2, 5
-    row = made.sets["repeated"].ids[n]
-    pattern = np.array(base.run([list(row)], ["pattern"], layers=[layer])["pattern", layer])
-    p, start, half = pattern[0, head], len(made.opening), made.about["half"]
-    wanted = np.mean([p[start + half + k, start + k + 1] for k in range(half - 1)])
-    assert own["induction"].score[n, layer, head] == pytest.approx(wanted, abs=1e-5)
-    row = made.sets["random"].ids[n]
-    pattern = np.array(base.run([list(row)], ["pattern"], layers=[layer])["pattern", layer])
-    p = pattern[0, head]
-    wanted = np.mean([p[start + half + k, start + k + 1] for k in range(half - 1)])
-    assert own["induction"].control[n, layer, head] == pytest.approx(wanted, abs=1e-5)
+    n, layer, head, start = 3, 2, 5, len(made.opening)
     orders = own["s_inhibition"]
     both = (orders.more["abba"] + orders.more["baba"]) / 2
     assert orders.score == pytest.approx(both)
@@ -215,6 +207,87 @@ def test_scores_are_those_of_their_sets(small, base):
     even = ratio.uniform[n, layer, head] * len(visible) / (visible.sum() - visible[:, 0].sum())
     wanted = ratio.score[n, layer, head] * len(visible) / rest / even
     assert ratio.more["ratio_no_first"][n, layer, head] == pytest.approx(wanted, rel=1e-4)
+
+
+def spread_evenly(pattern):
+    return np.tril(np.ones_like(pattern)) / np.arange(1, len(pattern) + 1)[:, None]
+
+
+def test_scores_controls_and_baselines_are_plain_loops_over_the_patterns(small, base):
+    made, found = small
+    n, layer, s, half = 3, 2, len(made.opening), made.about["half"]
+    rows = {name: made.sets[name].ids[n] for name in made.sets}
+    runs = {
+        name: np.array(base.run([list(ids)], ["pattern"], layers=[layer])["pattern", layer])[0]
+        for name, ids in rows.items()
+    }
+
+    def check(name, loop, on, against, control):
+        own = found.scores[name]
+        for head in range(8):
+            score, null = loop(runs[on][head], on), control(runs[against][head], against)
+            assert own.score[n, layer, head] == pytest.approx(score, abs=1e-5), name
+            assert own.control[n, layer, head] == pytest.approx(null, abs=1e-5), name
+        even = loop(spread_evenly(runs[on][0]), on)
+        assert own.uniform[n, layer] == pytest.approx(even, abs=1e-6), name
+
+    def back(d):
+        return lambda p, _: np.mean([p[q, q - d] for q in range(s + d, len(p))])
+
+    def onto(k):
+        return lambda p, _: np.mean([p[q, k] for q in range(k + 1, len(p))])
+
+    def mean(*loops):
+        return lambda p, on: np.mean([loop(p, on) for loop in loops])
+
+    near = mean(*map(back, (2, 3, 4, 5)))
+    for name, on in (("previous", "text"), ("previous_random", "random")):
+        check(name, back(1), on, on, near)
+    check("self", back(0), "text", "text", near)
+    check("first", onto(0), "text", "text", mean(*map(onto, (1, 2, 3, 4))))
+
+    def copied(p, _):
+        return np.mean([p[s + half + k, s + k + 1] for k in range(half - 1)])
+
+    def same(p, _):
+        return np.mean([p[s + half + k, s + k] for k in range(half)])
+
+    check("induction", copied, "repeated", "random", copied)
+    check("duplicate_random", same, "repeated", "random", same)
+
+    def predecessors(p, on):
+        spans = made.sets[on].marks["elements"][n]
+        return np.mean([p[d - 1, a:b].sum() for (a, b), (_, d) in pairwise(spans)])
+
+    check("successor", predecessors, "lists", "shuffled", predecessors)
+
+    end = made.sets["answers"].marks["final"][n]
+
+    def asked(*keys):
+        return lambda p, _: np.mean([p[q, k] for k in keys for q in range(end + 1, len(p))])
+
+    check("final", asked(end), "answers", "answers", asked(end - 3, end - 2, end - 1))
+
+
+def test_s_inhibition_reads_the_second_mention_in_both_orders(small, base):
+    made, found = small
+    n, layer, own = 3, 2, found.scores["s_inhibition"]
+    io, subject = (made.sets["names_abba"].marks[name][n] for name in ("io", "subject"))
+    seen, at = {}, -1
+    for order in ("abba", "baba", "third"):
+        ids = np.array(made.sets[f"names_{order}"].ids[n])
+        given = base.run([ids.tolist()], ["pattern"], layers=[layer])["pattern", layer]
+        if order != "third":
+            first, at = np.flatnonzero(ids == subject)  # all names are one token here
+            assert (first < np.flatnonzero(ids == io)[0]) == (order == "baba")
+        else:
+            assert {io, subject} == {*ids[:at]} & {io, subject}
+            assert ids[at] not in ids[:at]
+        seen[order] = np.array(given)[0, :, -1, at]
+    both = (seen["abba"] + seen["baba"]) / 2
+    assert own.score[n, layer] == pytest.approx(both, abs=1e-5)
+    assert own.control[n, layer] == pytest.approx(seen["third"], abs=1e-5)
+    assert own.uniform[n, layer] == pytest.approx(1 / len(made.sets["names_abba"].ids[n]))
 
 
 def test_patterns_of_chosen_heads_are_on_the_rows_that_show_them(small, base):

@@ -285,7 +285,9 @@ def test_patch_of_the_embedding_is_the_donors_text_through_the_recipient(stories
     for layer in chat.module.layers:
         h = layer(h, "causal", None)
     body = chat.module.model
-    assert off(answer.logits, body.embed_tokens.as_linear(body.norm(h))[0, -1:]) <= 1e-5
+    want = np.array(body.embed_tokens.as_linear(body.norm(h))[0, -1:])
+    # each logit sums d_model products; in another order every sum may round anew
+    assert off(answer.logits, want) <= chat.d_model * np.finfo(np.float32).eps * np.abs(want).max()
 
 
 @pytest.mark.parametrize("site", [*SITES, "q", "k", "v", "pattern"])

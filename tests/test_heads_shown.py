@@ -233,7 +233,8 @@ def test_profiles_patterns_and_checks_hold_their_numbers(pair):
         assert causal(doc | {"causal": {}}) is None
 
 
-def test_figures_are_the_same_every_time_and_stand_any_text(tmp_path):
+def test_figures_are_the_same_every_time_and_stand_any_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(canvas, "_DPI", 40)
     doc, patterns = head_doc(2, 3, pair=False, offsets=4, planted={(0, 1): ("previous", 0.9)})
     doc |= {"display": HOSTILE, "sentence": HOSTILE, "causal": {}, "notes": [HOSTILE]}
     model = doc["models"]["model"]

@@ -1,12 +1,15 @@
 """The study of heads: tasks against plain loops, random sets, and `mlxroles heads` end to end."""
 
 import csv
+import functools
 import json
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from tiny_models import tiny
 
+from mlxroles import stats
 from mlxroles.backend import mx
 from mlxroles.store.folder import RunFolder
 from mlxroles.store.reader import axes, read
@@ -155,7 +158,10 @@ def test_a_difference_is_clear_where_one_head_of_many_moved():
     moved = base + rng.normal(0, 0.01, base.shape)
     moved[:, 1, 2] += 0.1
     base[:, 2, 3] = np.nan
-    found = document.difference(base, moved, np.random.default_rng(0))
+    still = base + rng.normal(0, 0.01, base.shape)
+    both = document.differences({"still": still - base, "moved": moved - base}, 0)
+    assert not np.any(both["still"]["clear"])
+    found = both["moved"]
     assert np.argwhere(found["clear"]).tolist() == [[1, 2]]
     assert found["value"][1][2] == pytest.approx(np.mean(moved - base, axis=0)[1, 2])
     assert found["value"][2][3] is None
@@ -167,9 +173,35 @@ def test_a_difference_is_clear_where_one_head_of_many_moved():
         [0.025, 0.975],
     )
     np.testing.assert_allclose([found["low"][1][2], found["high"][1][2]], [low, high], atol=6e-4)
+    first, second = (np.array(both[name]["q"], float) for name in ("still", "moved"))
+    p = [stats.sign_flip_test(x - base, np.random.default_rng(5)) for x in (still, moved)]
+    known = np.sort(np.concatenate([x[np.isfinite(x)] for x in p]))
+    assert len(known) == 22
+    assert second[1, 2] == pytest.approx(known[0] * 22, rel=0.2)
+    assert np.nanmax([first, second]) <= 1
+
+
+def test_q_of_the_sets_is_p_times_their_number_over_its_rank():
+    rows = [{"p": p} for p in (0.04, None, 0.01, 0.5)]
+    found = [row["q"] for row in document.corrected(rows)]
+    assert found == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.5)]
 
 
 # --- the command ----------------------------------------------------------------------------------
+
+
+def test_heads_are_zeroed_on_other_rows_than_those_that_marked_them():
+    from mlxroles.pairs import pair
+    from mlxroles.studies.heads.study import Heads, Options
+    from mlxroles.studies.subject import Subject
+
+    study = Heads(Subject.of_pair(pair("tiny")), Options(sequences=4, causal=True))
+    scored, zeroed = (material.sets for material in (study.material, study.work.held_out))
+    for name in ("text", "random", "repeated"):
+        known = {tuple(row) for row in scored[name].ids}
+        starts = {row[:33] for row in known}
+        assert not starts & {tuple(row)[:33] for row in zeroed[name].ids}, name
+
 
 QUICK = ("--sequences", "8", "--length", "32", "--plain")
 
@@ -184,6 +216,8 @@ def run(tmp_path_factory):
         for name, value in (("SETS", ("all",)), ("CLASSES", ("previous", "induction"))):
             patch.setattr(f"mlxroles.studies.heads.study.{name}", value)
         patch.setattr("mlxroles.studies.heads.work.RANDOM", 5)
+        few = functools.partial(stats.bootstrap_mean_ci, n_resamples=400)
+        patch.setattr("mlxroles.stats.bootstrap_mean_ci", lambda x, rng, **_: few(x, rng))
         patch.setattr("mlxroles.plots.heads.head_figures", lambda *a: {})
         patch.chdir(folder)
         given = ("heads", "--pair", "tiny", "--causal", "--out", "run", *QUICK)
@@ -224,6 +258,18 @@ def test_every_number_of_the_document_is_that_of_the_stored_rows(run):
                     rows = [x for x in values[:, *at] if np.isfinite(x)]
                     mean, told = sum(rows) / max(len(rows), 1), found[key][at[0]][at[1]]
                     assert told == pytest.approx(mean, rel=1e-5, abs=1e-9), (name, key, at)
+                means = np.array(found[key], float)
+                if key != "uniform":
+                    start = "" if key == "score" else "control_"
+                    low, high = (np.array(found[start + end], float) for end in ("low", "high"))
+                    assert not np.any(low > means + 1e-6)
+                    assert not np.any(high < means - 1e-6)
+            rows = arrays[f"score_{name}"].astype(np.float64)
+            n = np.isfinite(rows).sum(axis=0)
+            error = np.nanstd(rows, axis=0, ddof=1) / np.sqrt(n)
+            half = student.ppf(1 - 0.05 / 2 / of["tests"], n - 1) * error  # for all at once
+            wide = np.array(found["high_all"], float) - np.array(found["low_all"], float)
+            np.testing.assert_allclose(wide, 2 * half, rtol=1e-4, atol=1e-5)
     base, instruct = (stored_arrays(path, f"{s}/what=scores") for s in ("base", "instruct"))
     for name, found in doc["difference"].items():
         changed = (instruct[f"score_{name}"] - base[f"score_{name}"]).astype(np.float64)

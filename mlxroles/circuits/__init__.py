@@ -8,7 +8,7 @@ or not, and no array is vocab x vocab. What a head reads in a run is more than e
 of these says what a head would do on the direct path from the tokens.
 """
 
-from mlxroles.circuits.copying import TOKENS, Copying, copied, copying, drawn_ids, ov_copy
+from mlxroles.circuits.copying import TOKENS, Copying, copied, copying, drawn_ids
 from mlxroles.circuits.curves import CURVE_FIELDS, OFFSETS, Curves, curves
 from mlxroles.circuits.ends import Ends, ends_of
 from mlxroles.circuits.matrices import Heads, heads_of
@@ -29,6 +29,5 @@ __all__ = [
     "drawn_ids",
     "ends_of",
     "heads_of",
-    "ov_copy",
     "rotary",
 ]

@@ -6,8 +6,9 @@ tokens t', which say what any token's logit would get. The size of the stream th
 is left out, so the unit is that of a logit but for a factor per position, the same for all ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,8 @@ class Copying:
 
     @property
     def sign(self) -> NDArray[np.int64]:
-        """1 where a head copies (interval above all of the null's), -1 where it does against it."""
-        above, below = self.low > self.null_high, self.high < self.null_low
-        return above.astype(np.int64) - below.astype(np.int64)
+        """As :func:`signs` tells."""
+        return signs({name: getattr(self, name) for name in FIELDS})
 
 
 def copying(
@@ -129,23 +129,25 @@ def copied(
 
 
 FIELDS = ("score", "low", "high", "null", "null_low", "null_high", "spread")
+FALSE_SHARE = 0.05
+"""Chance that any of the heads that are said to copy, or to do against it, does neither."""
 
 
-def ov_copy(model: Model, ids: Sequence[int], *, fold_norms: bool = True) -> Numbers:
-    """Mean over ids of W_E[t] W_V W_O W_U[t] [layer, head]; NaN where heads cannot be read.
+def signs(tables: Mapping[str, Numbers]) -> NDArray[np.int64]:
+    """1 where a head copies, -1 where it does against it, 0 where chance may have made the score.
 
-    Raises:
-        ModelError: as ``copying``.
-        PromptError: an id that the model does not have.
+    The errors of a score and of its null are those of which their 95 % intervals are so wide. The
+    score has to lie so many of both from the null that by chance none of the heads would.
+
+    Args:
+        tables: The fields of :class:`Copying` by name [layer, head].
     """
-    model.check_tokens([[int(i) for i in ids]])
-    ends, found = ends_of(model), _empty(model)
-    e, u = ends.embedding(ids), ends.unembedding(ids, fold_norms=fold_norms)
-    for heads in readable(model, fold_norms=fold_norms, notes=[]):
-        read, written = heads.shared(e @ heads.v), u @ heads.o.swapaxes(1, 2)
-        mean = (read * written).sum(axis=-1).mean(axis=-1)
-        found[heads.layer, : mean.size] = np.array(mean, dtype=np.float64)
-    return found
+    error = np.hypot(*(tables[f"{of}high"] - tables[f"{of}low"] for of in ("", "null_")))
+    error = error / (2 * NormalDist().inv_cdf(0.975))
+    gap = tables["score"] - tables["null"]
+    known = int(np.isfinite(gap).sum())
+    far = NormalDist().inv_cdf(1 - FALSE_SHARE / 2 / max(known, 1))
+    return np.where(np.abs(gap) > far * error, np.sign(np.nan_to_num(gap)), 0).astype(np.int64)
 
 
 def _shifted(entries: Numbers) -> Numbers:

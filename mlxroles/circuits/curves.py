@@ -16,7 +16,6 @@ from mlxroles.backend import mx
 from mlxroles.circuits.ends import Ends
 from mlxroles.circuits.matrices import Heads
 from mlxroles.circuits.rotary import Rotary
-from mlxroles.stats import percentile_interval
 
 Numbers = NDArray[np.float64]
 
@@ -34,7 +33,7 @@ class Curves:
     mean: Numbers
     """Mean over pairs of different tokens [head, offset]."""
     low: Numbers
-    """95 % bootstrap interval over tokens."""
+    """95 % band over tokens (bootstrap): as wide as holds whole curves, not single distances."""
     high: Numbers
     spread: Numbers
     """Standard deviation over pairs of different tokens."""
@@ -75,6 +74,21 @@ def curves(
         spreads.append(mx.sqrt(mx.maximum(squared - mean[:, 0] ** 2, 0.0)))
         mx.eval(means[-1], sames[-1], spreads[-1])
     every = np.array(mx.stack(means), dtype=np.float64)  # [offset, head, resample]
-    low, high = percentile_interval(every[..., 1:].transpose(2, 1, 0))
+    mean, wide = every[..., 0].T, _band(every)
     spread, same_token = (np.array(mx.stack(a), dtype=np.float64).T for a in (spreads, sames))
-    return Curves(tuple(ends_at), every[..., 0].T, low, high, spread, same_token)
+    return Curves(tuple(ends_at), mean, mean - wide, mean + wide, spread, same_token)
+
+
+def _band(every: Numbers) -> Numbers:
+    """Half of the width [head, offset] of a band that 95 % of the resampled curves lie in.
+
+    The distance at which a curve is highest is looked for, so a band for each of them alone would
+    find one too easily.
+
+    Args:
+        every: Mean scores [offset, head, 1 + resample], first those of the tokens themselves.
+    """
+    off = np.abs(every[..., 1:] - every[..., :1])
+    error = np.sqrt((off * off).mean(axis=-1, keepdims=True))
+    furthest = (off / np.where(error > 0, error, 1.0)).max(axis=0)
+    return (error[..., 0] * np.quantile(furthest, 0.95, axis=-1)).T

@@ -19,8 +19,8 @@ from mlxroles.circuits.matrices import Heads
 
 Numbers = NDArray[np.float64]
 
-BLOCK = 1 << 24
-"""Entries of a circuit that are made at a time."""
+BLOCK = 1 << 22
+"""Entries of a circuit that are made at a time: few enough to stay near the processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +74,9 @@ def top_pairs(left: mx.array, right: mx.array, k: int) -> Pairs:
     largest, smallest = _Best(k, 1), _Best(k, -1)
     size = max(1, BLOCK // m)
     for start in range(0, n, size):
-        entries = left[start : start + size] @ right.T
-        highest, lowest = entries.max(axis=1), entries.min(axis=1)
-        mx.eval(entries, highest, lowest)
-        largest.take(entries, np.array(highest), start)
-        smallest.take(entries, -np.array(lowest), start)
+        entries = np.asarray(left[start : start + size] @ right.T)
+        largest.take(entries, start)
+        smallest.take(entries, start)
     mean, spread = _moments(left, right)
     shared = min(n, m)
     same = number((left[:shared] * right[:shared]).sum(axis=-1).mean())
@@ -103,21 +101,16 @@ class _Best:
         """Times the sign."""
         self.left, self.right = np.empty(0, np.int64), np.empty(0, np.int64)
 
-    def take(self, entries: mx.array, highest: NDArray[np.float32], start: int) -> None:
-        """Entries [row, m], of which the first row is row ``start`` of all.
-
-        Args:
-            entries: A block of the circuit.
-            highest: The largest entry, times the sign, of each of its rows.
-            start: Row of the first.
-        """
+    def take(self, entries: NDArray[np.float32], start: int) -> None:
+        """A block of the circuit [row, m], of which the first row is row ``start`` of all."""
+        highest = entries.max(axis=1) if self.sign > 0 else -entries.min(axis=1)
         least = float(self.values.min()) if self.values.size >= self.k else -math.inf
         rows = np.flatnonzero(highest > least)
         if not rows.size:
             return
         # only the rows of the k largest maxima can hold the k largest
         rows = rows[np.argsort(-highest[rows], kind="stable")[: self.k]]
-        found = self.sign * np.array(entries[mx.array(rows.astype(np.int32))])
+        found = self.sign * entries[rows]
         flat = found.ravel()
         k = min(self.k, flat.size)
         at = np.argpartition(-flat, k - 1)[:k]

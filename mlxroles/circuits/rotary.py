@@ -89,20 +89,6 @@ class Rotary:
             found.append((turned_q * turned_k).sum(axis=-1))
         return self.scale * mx.stack(found, axis=-1)
 
-    def scores(
-        self,
-        u_q: mx.array | np.ndarray,
-        u_k: mx.array | np.ndarray,
-        offsets: Sequence[int],
-    ) -> mx.array:
-        """W(D) of every query [..., query, d_head] with every key: [..., offset, query, key]."""
-        q, k = mx.array(u_q), mx.array(u_k)
-        found = []
-        for offset in (int(o) for o in offsets):
-            turned_q, turned_k = self.at(q, max(offset, 0)), self.at(k, max(-offset, 0))
-            found.append(turned_q @ turned_k.swapaxes(-1, -2))
-        return self.scale * mx.stack(found, axis=-3)
-
 
 def rotary(model: Model, layer: int) -> Rotary:
     """How positions enter the attention of a layer.

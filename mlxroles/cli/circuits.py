@@ -5,12 +5,7 @@ from typing import Any
 import click
 
 from mlxroles.cli.dry_run import show_plan
-from mlxroles.cli.inputs import (
-    chosen_subject,
-    model_options,
-    model_or_pair_options,
-    two_model_options,
-)
+from mlxroles.cli.inputs import chosen_subject, model_or_pair_options, trust_option
 from mlxroles.cli.options import run_options
 from mlxroles.cli.output import print_json, print_time
 from mlxroles.cli.results import (
@@ -45,8 +40,7 @@ from mlxroles.text import format_bytes
     show_default=True,
     help="Pairs of tokens that are listed per circuit and end.",
 )
-@two_model_options
-@model_options
+@trust_option
 @drift_option
 @click.option("--open", "opens", is_flag=True, help="Show the report in the browser at the end.")
 @run_options
@@ -63,7 +57,7 @@ def command(**given: Any) -> int:
       mlxroles circuits --pair tiny
       mlxroles circuits --model DIR --heads L2H5,L3H2 --top 20 --open
     """  # noqa: D301
-    subject = chosen_subject(given)
+    subject = chosen_subject(given | _WITHOUT_PROMPTS)
     from mlxroles.studies.circuits.study import Circuits
     from mlxroles.studies.circuits.work import Options
 
@@ -75,6 +69,10 @@ def command(**given: Any) -> int:
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
     return _run(study, given)
+
+
+_WITHOUT_PROMPTS = {"resident": 1, "template": "instruct", "allow_window_mismatch": False}
+"""What loading is told: one model after the other, and none of them is given a conversation."""
 
 
 def _heads(text: str | None, subject: Any) -> tuple[tuple[int, int], ...] | None:

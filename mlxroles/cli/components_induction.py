@@ -42,7 +42,7 @@ from mlxroles.text import safe_text
 )
 @click.option(
     "--length",
-    type=click.IntRange(min=2),
+    type=click.IntRange(min=2, max=1024),
     default=32,
     show_default=True,
     help="Random tokens of a sequence before they repeat.",

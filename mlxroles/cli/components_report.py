@@ -1,5 +1,6 @@
 """`mlxroles components report`: what the components of a file do, as pages to look at."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from mlxroles.cli.inputs import model_options
 from mlxroles.cli.options import json_option, out_option, plain_option, seed_option
 from mlxroles.cli.output import note, print_json
 from mlxroles.cli.results import RESULTS, open_report, show, show_files
+from mlxroles.store.files import shown
 from mlxroles.text import slug
 
 if TYPE_CHECKING:
@@ -49,9 +51,11 @@ def command(**given: Any) -> int:
       mlxroles components report svd.safetensors --model DIR --harvest harvest.h5
       mlxroles components report svd.safetensors --model DIR --layers 2-3
     """  # noqa: D301
-    study = _study(given)
-    folder = given["out"] or RESULTS / f"components-report_{slug(study.name)}" / study.identity()
-    doc = study.run(folder, _told)
+    with ExitStack() as opened:
+        study = _study(given, opened)
+        told = f"components-report_{slug(study.name)}"
+        folder = given["out"] or RESULTS / told / study.identity()
+        doc = study.run(folder, _told)
     if given["as_json"]:
         print_json(doc)
         return 0
@@ -66,27 +70,34 @@ def command(**given: Any) -> int:
     return 0
 
 
-def _study(given: dict[str, Any]) -> "ComponentReport":
+def _study(given: dict[str, Any], opened: ExitStack) -> "ComponentReport":
+    from mlxroles.cli.components_harvest import component_file
     from mlxroles.components import read
     from mlxroles.components.harvest_file import read_harvest
-    from mlxroles.studies.component_report import ComponentReport
+    from mlxroles.studies.component_report import ComponentReport, is_of
 
-    found = read(given["file"])
+    file = component_file(given["file"])
+    found = read(file)
     layers = None
     if given["layers"] is not None:
         from mlxroles.plan import parse_layers
 
         layers = parse_layers(given["layers"], max(found.layers) + 1).layers
-    beside = Path(given["file"]).with_name(f"{Path(given['file']).stem}_harvest.h5")
+    beside = file.with_name(f"{file.stem}_harvest.h5")
     path = given["harvest"] or (beside if beside.exists() else None)
-    harvest = None if path is None else read_harvest(path)
+    harvest = None if path is None else opened.enter_context(read_harvest(path))
+    if harvest is not None and not given["harvest"] and not is_of(harvest, file, found):
+        note(f"{shown(beside)} is the harvest of other components and left out")
+        harvest = None
     model = None
     if given["model_ref"] is not None:
         from mlxroles.cli.inputs import loading
         from mlxroles.models.load import load
 
         model = load(given["model_ref"], **loading(given)["options"])
-    return ComponentReport(given["file"], found, harvest, model, layers, given["seed"])
+        for text in model.warnings:
+            note(text)
+    return ComponentReport(file, found, harvest, model, layers, given["seed"])
 
 
 def _told(layer: int, n: int, count: int) -> None:

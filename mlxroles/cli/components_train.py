@@ -1,5 +1,6 @@
 """`mlxroles components train`: components and their causal importance, learned."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ FAITHFULNESS = 1.0
 IMPORTANCES = ("shared", "activation", "input", "global")
 
 
+def _finite(_ctx: click.Context, _option: click.Parameter, value: float) -> float:
+    """A number as it was typed, unless it is ``nan`` or ``inf``."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number")
+    return value
+
+
 @click.command("train")
 @click.option("--model", "model_ref", metavar="DIR", required=True, help="A folder or Hub id.")
 @click.option(
@@ -48,6 +56,7 @@ IMPORTANCES = ("shared", "activation", "input", "global")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     default=1e-3,
     show_default=True,
     help="Learning rate at the start.",
@@ -55,6 +64,7 @@ IMPORTANCES = ("shared", "activation", "input", "global")
 @click.option(
     "--minimality",
     type=click.FloatRange(min=0),
+    callback=_finite,
     default=1e-3,
     show_default=True,
     help="What an important component costs, in nats: more leaves fewer of them.",
@@ -70,6 +80,7 @@ IMPORTANCES = ("shared", "activation", "input", "global")
 @click.option(
     "--size",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     default=1.5,
     show_default=True,
     help="Components of a map, as a multiple of its largest possible rank.",

@@ -63,8 +63,10 @@ def command(**given: Any) -> int:
     """Say what each head does: previous token, induction, sink, delimiter, successor, ...
 
     Every score stands beside what uniform attention over the same keys gives and beside a control,
-    with an interval over rows of tokens; a head of which nothing holds is of no class. Of a pair,
-    both models are scored on the same rows, with an interval on every difference.
+    with an interval over rows of tokens; a head of which nothing holds is of no class.
+
+    With --pair the two models are compared: both are scored on the same rows, and every difference,
+    instruct less base, has an interval.
 
     \b
     Examples:

@@ -56,16 +56,21 @@ def measured_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Adds what concerns loading any model: windows, remote code."""
-    command = click.option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Run Python code that a model folder brings along.",
-    )(command)
+    """Adds what concerns running any model on prompts: windows, remote code."""
+    command = trust_option(command)
     return click.option(
         "--allow-window-mismatch",
         is_flag=True,
         help="Go on with a prompt longer than a sliding window that mlx_lm ignores.",
+    )(command)
+
+
+def trust_option(command: Command) -> Command:
+    """Adds ``--trust-remote-code``."""
+    return click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that a model folder brings along.",
     )(command)
 
 

@@ -27,12 +27,6 @@ class Coactivation(NamedTuple):
     """P(i fires | j fires) = n_ij / n_j."""
 
 
-def pair_counts(first: ArrayLike, second: ArrayLike) -> NDArray[np.int64]:
-    """Positions at which both fire [C_i, C_j], from [position, C_i] and [position, C_j]."""
-    left, right = (np.asarray(fires, dtype=np.float64) for fires in (first, second))
-    return np.rint(left.T @ right).astype(np.int64)
-
-
 def coactivation(first: ArrayLike, second: ArrayLike, both: ArrayLike, n: int) -> Coactivation:
     """The measures of every pair.
 

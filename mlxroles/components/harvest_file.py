@@ -16,6 +16,8 @@ from mlxroles.text import safe_text
 
 SCHEMA = "mlxroles/harvest/1"
 EXAMPLES = ("random", "strongest")
+ALIVE = 0.01
+"""Mean importance above which a component counts as alive."""
 _JSON = ("model", "components", "text", "notes", "versions", "plan")
 _NUMBERS = (
     "firing",

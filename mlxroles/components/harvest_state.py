@@ -4,8 +4,6 @@ Beside ``NAME.h5`` lies the folder ``NAME.h5.parts`` while the harvest is made: 
 per group of layers the sums so far (.npz), each file written whole or not at all.
 """
 
-import hashlib
-import json
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -134,8 +132,3 @@ class Parts:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"group_{number:03d}.npz"
-
-
-def digest_of(rows: Any) -> str:
-    """SHA-256 of rows of token ids."""
-    return hashlib.sha256(json.dumps([[int(t) for t in row] for row in rows]).encode()).hexdigest()

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mlxroles.components.harvest_file import Harvest, MapHarvest, TopTokens
+from mlxroles.components.harvest_file import ALIVE, Harvest, MapHarvest, TopTokens
 from mlxroles.text import guarded, show_token
 
-ALIVE = 0.01
-"""Mean importance above which a component counts as alive."""
 _Z = 1.959963984540054
 _SHOWN = 5
 

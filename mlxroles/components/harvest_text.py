@@ -1,11 +1,12 @@
 """The text of a harvest: the user's or generated English, cut into rows for one model."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlxroles.components.harvest_state import digest_of
 from mlxroles.detectors import pieces, prose
 from mlxroles.errors import PromptError
 from mlxroles.models.model import Model
@@ -44,8 +45,8 @@ def text_rows(model: Model, path: Path | None, *, tokens: int, seed: int) -> Tex
     if tokenizer is None:
         if path is not None:
             raise PromptError(
-                f"{model.name} has no tokenizer to read a text with; leave --text out to harvest "
-                "on random ids"
+                f"{model.name} has no tokenizer to read a text with; leave --text out for "
+                "random ids"
             )
         rng = np.random.default_rng([seed, 11])
         ids = pieces.ordinary_ids(None, model.n_ids, rng)
@@ -78,10 +79,11 @@ def _read(path: Path) -> str:
 def _half(n: int, path: Path) -> int:
     """Half of a text's tokens, so that even a short one makes two rows."""
     if n < LEAST:
-        raise PromptError(f"{shown(path)} has {n} tokens; a harvest needs {LEAST} at least")
+        raise PromptError(f"{shown(path)} has {n} tokens; {LEAST} are needed at least")
     return n // 2
 
 
 def _named(rows: list[list[int]], name: str, notes: list[str]) -> Text:
-    about = {"name": name, "tokens": sum(map(len, rows)), "sha256": digest_of(rows)}
+    digest = hashlib.sha256(json.dumps([list(map(int, row)) for row in rows]).encode()).hexdigest()
+    about = {"name": name, "tokens": sum(map(len, rows)), "sha256": digest}
     return Text(rows, about, notes)

@@ -72,8 +72,12 @@ def _(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
 
 
 def upper_leaky(x: mx.array) -> mx.array:
-    """Hard sigmoid that goes on above 1 with slope ``LEAK``: 0 below 0, 1 + LEAK (x - 1)."""
-    return mx.where(x > 1, 1 + LEAK * (x - 1), mx.clip(x, 0, 1))
+    """Hard sigmoid that goes on above 1 with slope ``LEAK``: 0 below 0, x, then 1 + LEAK (x - 1).
+
+    At 0 and 1 its slope is 1, as in the published program. An input of zeros, at which all values
+    are 0 before training, is common: behind a ReLU, or where no feature of a toy is there.
+    """
+    return mx.where(x > 1, 1 + LEAK * (x - 1), mx.where(x < 0, 0.0, x))
 
 
 def mlp(layers: Sequence[Layer], x: mx.array) -> mx.array:

@@ -31,7 +31,7 @@ from mlxroles.backend import mx
 from mlxroles.components.decomposition import Components, Decomposition, Name
 from mlxroles.components.edits import ablation
 from mlxroles.components.file import fitted, foreign
-from mlxroles.components.harvest_file import Harvest
+from mlxroles.components.harvest_file import ALIVE, Harvest
 from mlxroles.components.importance import importance_of
 from mlxroles.components.maps import inputs
 from mlxroles.components.weights import head_norms, shares
@@ -42,8 +42,6 @@ from mlxroles.forward import Start
 from mlxroles.heads import head_name
 from mlxroles.models.model import Model
 
-ALIVE = 0.01
-"""Mean importance above which a component is looked at."""
 MOST = 256
 """Components of a map that are tried, those with the largest part in the target head."""
 AT_ONCE = 1 << 26

@@ -85,8 +85,9 @@ def _shares(doc: Doc) -> Iterator[str]:
         where = f"key-value head {doc['kv_head']} of {heads}" if key.endswith(".k") else doc["head"]
         yield f"   {key}: {len(ours)} are alive: {told}"
         yield f"      in {where}, where an even share would be {1 / heads:.3f}"
-    yield f"   (alive: {doc['measure']} above .01 on average, by {doc['alive_by']};"
-    yield "   concentrated: over .5 of it in the head, involved: over .1)"
+    yield f"   (alive: {doc['measure']} above .01 on average, by"
+    yield f"   {doc['alive_by']}; concentrated: over .5 of it in the head,"
+    yield "   involved: over .1)"
 
 
 _CLASSES = ("concentrated", "involved", "elsewhere")
@@ -117,9 +118,10 @@ def _effects(doc: Doc) -> Iterator[str]:
         if joint["random"]:
             sets = f"{len(joint['random'])} random sets of others: {_range(joint['random'])}"
             yield f"      {sets}, p {format_number(joint['p'], '.2f')}"
-    yield "   (chosen on other sequences; random: the range of random directions of the same"
-    yield "   length in every head with the component's activations; p: that the largest of"
-    yield "   all components' random ones reaches the effect; also: loss of other heads)"
+    yield "   (chosen on other sequences; random: the range of random directions of the"
+    yield "   same length in every head with the component's activations; p: that the"
+    yield "   largest of all components' random ones reaches the effect; also: loss of"
+    yield "   other heads' scores)"
 
 
 def _idle(doc: Doc) -> Iterator[str]:

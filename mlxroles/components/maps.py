@@ -123,7 +123,8 @@ def _attention(
             heads, width = of[kind].shape[2:]
             cut = None if cuts is None else cuts[kind]
             if cut is None or cut.weight.shape[0] != heads * width or not _is_map(leaves, cut.path):
-                raise _refused(model, layer, kind, "no matrix maps the normed stream to its heads")
+                why = "no matrix maps the normed stream to its heads"
+                raise _refused(model, layer, kind, why, "qkv" if cuts is None else kind)
             found[kind] = _cut_map(layer, kind, cut, heads, width)
     if "o" in kinds:
         z = _sites(model, layer, "z", kinds)["z"]
@@ -181,8 +182,9 @@ def _shape(module: nn.Module, x: mx.array) -> tuple[int, int]:
     return module["weight"].shape[0], x.shape[-1]
 
 
-def _refused(model: Model, layer: int, kind: str, why: str) -> ModelError:
-    others = ",".join(k for k in KINDS if k != kind)
+def _refused(model: Model, layer: int, kind: str, why: str, alike: str = "") -> ModelError:
+    """The refusal of a kind of map; ``alike`` are further ones that would be refused too."""
+    others = ",".join(k for k in KINDS if k != kind and k not in alike)
     return ModelError(
         f"{kind} of layer {layer} of {model.architecture} cannot be decomposed: {why}; name other "
         f"maps, of {others}"

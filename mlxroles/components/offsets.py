@@ -32,7 +32,21 @@ Rotate = Callable[[NDArray[Any], int], NDArray[Any]]
 
 OFFSETS = tuple(range(17))
 """Distances between query and key that are computed."""
-_DRAWS = 200
+_DRAWS, _SETS = 400, 1000
+
+
+class Chance(NamedTuple):
+    """How the contributions of a layer stand beside those of random key directions."""
+
+    above: NDArray[np.float64]
+    """[query head], the share of pairs whose peak is beyond what 95 of 100 random directions of
+    the key component's own size in that head reach: .05 by chance."""
+    most: float
+    """What the largest of ``above`` stays below in 95 of 100 sets of random keys."""
+    of_query: NDArray[np.float64]
+    """[query component], what the largest peak of the head sum stays below in 95 of 100 sets."""
+    of_all: float
+    """The same of all query components together."""
 
 
 class Offsets(NamedTuple):
@@ -46,9 +60,7 @@ class Offsets(NamedTuple):
     """Query position minus key position."""
     values: NDArray[np.float32]
     """[offset, query head, query component, key component]"""
-    above: NDArray[np.float64]
-    """[query head], the share of pairs whose peak is beyond what 95 of 100 random directions of
-    the key component's own size in that head reach: .05 by chance."""
+    chance: Chance
 
 
 def heads_of(found: Decomposition, chosen: Sequence[int] | NDArray[np.int64]) -> Numbers:
@@ -86,41 +98,13 @@ def contributions(
     return scale * np.stack([q @ at_zero.transpose(0, 2, 1) for q in turned])
 
 
-def closed_form(
-    query: Numbers, key: Numbers, angles: Numbers, offsets: Sequence[int], scale: float
-) -> Numbers:
-    """The same in closed form, where halves of ``2 len(angles)`` features rotate.
-
-    Features beyond those (of partial rotary embeddings) do not turn.
-
-    Args:
-        query: As in :func:`contributions`.
-        key: Likewise.
-        angles: Radians per position of every pair of features [pair].
-        offsets: Query position minus key position.
-        scale: What the layer multiplies scores by.
-    """
-    half = len(angles)
-    key = np.repeat(key, _group(query, key), axis=0)
-    q1, q2, q3 = np.split(query, [half, 2 * half], axis=-1)
-    k1, k2, k3 = np.split(key, [half, 2 * half], axis=-1)
-    still = q3 @ k3.transpose(0, 2, 1)
-    found = []
-    for offset in offsets:
-        cos, sin = np.cos(offset * angles), np.sin(offset * angles)
-        along = (q1 * cos) @ k1.transpose(0, 2, 1) + (q2 * cos) @ k2.transpose(0, 2, 1)
-        across = (q1 * sin) @ k2.transpose(0, 2, 1) - (q2 * sin) @ k1.transpose(0, 2, 1)
-        found.append(along + across + still)
-    return scale * np.stack(found)
-
-
 def peaks(values: NDArray[Any]) -> tuple[NDArray[np.int64], Numbers]:
     """Where ``|W|`` is largest over the first axis, and W there with its sign."""
     at = np.abs(values).argmax(axis=0)
     return at, np.take_along_axis(values, at[None], axis=0)[0].astype(np.float64)
 
 
-def share_above(
+def chance(
     query: Numbers,
     key: Numbers,
     values: Numbers,
@@ -129,20 +113,41 @@ def share_above(
     *,
     scale: float,
     seed: int = 0,
-) -> Numbers:
-    """The share of pairs per head whose peak is beyond chance [query head]; .05 by chance.
+) -> Chance:
+    """What random key directions give with the same query components.
 
-    Chance is the 95 % quantile of the same query component's peak against random directions with
-    the size that the key component has in that head.
+    A random key has a direction of its own in every key head, and there the size of a key
+    component.
+
+    Args:
+        query: As in :func:`contributions`.
+        key: Likewise.
+        values: What :func:`contributions` gives for them.
+        rotate: As there.
+        offsets: As there.
+        scale: As there.
+        seed: Of the directions.
     """
-    group = _group(query, key)
-    draws = np.random.default_rng(seed).standard_normal((len(key), _DRAWS, key.shape[-1]))
+    group, rng = _group(query, key), np.random.default_rng(seed)
+    draws = rng.standard_normal((len(key), _DRAWS, key.shape[-1]))
     draws /= np.linalg.norm(draws, axis=-1, keepdims=True)
-    null = np.abs(contributions(query, draws, rotate, offsets, scale)).max(axis=0)
-    limit = np.quantile(null, 0.95, axis=-1)[:, :, None]
-    size = np.repeat(np.linalg.norm(key, axis=-1), group, axis=0)[:, None, :]
-    is_above = np.abs(values).max(axis=0) > np.maximum(limit * size, LEAST)
-    return is_above.mean(axis=(1, 2))
+    null = contributions(query, draws, rotate, offsets, scale)
+    size = np.repeat(np.linalg.norm(key, axis=-1), group, axis=0)  # [query head, key component]
+    by_head = np.abs(null).max(axis=0)  # [query head, query component, draw]
+    limit = np.quantile(by_head, 0.95, axis=-1)[:, :, None]
+    is_above = np.abs(values).max(axis=0) > np.maximum(limit * size[:, None, :], LEAST)
+    sets = rng.integers(_DRAWS, size=(_SETS, key.shape[1]))
+    most = (by_head > limit).mean(axis=1)[:, sets].mean(axis=-1).max(axis=0)
+    largest = np.zeros((_SETS, query.shape[1]))
+    for sizes, drawn in zip(size.T, sets.T, strict=True):
+        summed = np.abs(np.tensordot(sizes, null, (0, 1))).max(axis=0)  # [query component, draw]
+        np.maximum(largest, summed[:, drawn].T, out=largest)
+    return Chance(
+        is_above.mean(axis=(1, 2)),
+        float(np.quantile(most, 0.95)),
+        np.quantile(largest, 0.95, axis=0),
+        float(np.quantile(largest.max(axis=1), 0.95)),
+    )
 
 
 def _group(query: Numbers, key: Numbers) -> int:
@@ -165,8 +170,10 @@ def write(path: Path, found: Mapping[int, Offsets], identity: str) -> None:
         file.attrs["identity"] = identity
         for layer, each in sorted(found.items()):
             group = file.create_group(f"L{layer}")
-            for name in ("q", "k", "offsets", "above"):
+            for name in ("q", "k", "offsets"):
                 group[name] = getattr(each, name)
+            for name, number in each.chance._asdict().items():
+                group[f"chance/{name}"] = number
             group.create_dataset("W", data=each.values, compression="gzip", compression_opts=1)
             group["W"].attrs["axes"] = "offset, query head, query component, key component"
         file.flush()
@@ -199,7 +206,9 @@ def read(path: Path, identity: str | None = None) -> dict[int, Offsets]:
 
 
 def _layer(layer: int, group: Any) -> Offsets:
-    q, k, offsets, values, above = (group[n][()] for n in ("q", "k", "offsets", "W", "above"))
-    if values.shape != (len(offsets), len(above), len(q), len(k)):
+    q, k, offsets, values = (group[n][()] for n in ("q", "k", "offsets", "W"))
+    above, most, of_query, of_all = (group[f"chance/{n}"][()] for n in Chance._fields)
+    if values.shape != (len(offsets), len(above), len(of_query), len(k)) or len(q) != len(of_query):
         raise ValueError(f"L{layer}/W has the shape {values.shape}")
-    return Offsets(layer, q, k, offsets, values, above)
+    known = Chance(above, float(most), of_query, float(of_all))
+    return Offsets(layer, q, k, offsets, values, known)

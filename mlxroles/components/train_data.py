@@ -10,10 +10,10 @@ from mlxroles.errors import PromptError
 
 HELD_OUT = 0.2
 """Share of the rows that are never trained on."""
-
-
 FEW = 16
-"""Rows below which long rows are cut into shorter ones."""
+"""Rows that training needs; where there are fewer, long ones are cut into shorter ones."""
+LEAST, MOST = 4, 12
+"""Rows that are held out at least, and batches of them that are measured at most."""
 
 
 def cut(rows: Sequence[Sequence[int]], front: int, length: int) -> list[list[int]]:
@@ -48,9 +48,10 @@ class Windows:
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.rows) < 4:
+        if len(self.rows) < FEW:
             raise PromptError(
-                f"the text makes {len(self.rows)} rows; training needs 4, so give a longer text"
+                f"the text makes {len(self.rows)} rows of {self.length} tokens; training needs "
+                f"{FEW}: give a longer text or a shorter --length"
             )
 
     @property
@@ -61,29 +62,28 @@ class Windows:
     @property
     def n_held_out(self) -> int:
         """Rows that are held out."""
-        return max(2, round(HELD_OUT * len(self.rows)))
+        return max(LEAST, round(HELD_OUT * len(self.rows)))
 
     def training(self, step: int) -> mx.array:
         """The batch of a training step: windows drawn at random [row, position]."""
         rng = np.random.default_rng([self.seed, 2, step])
-        return self._drawn(range(len(self.rows) - self.n_held_out), rng, replace=True)
+        rows = rng.choice(len(self.rows) - self.n_held_out, self.batch)
+        return self._windows(rows.tolist(), rng)
 
-    def held_out(self, n: int) -> mx.array:
-        """The n-th batch to measure on, of rows that the others do not have where they suffice."""
-        first, count = len(self.rows) - self.n_held_out, self.n_held_out
-        size = min(self.batch, count)
-        chosen = [first + (n * size + i) % count for i in range(size)]
-        rng = np.random.default_rng([self.seed, 3, n])
-        return self._drawn(chosen, rng, replace=False)
+    def held_out(self) -> list[mx.array]:
+        """Batches to measure on [row, position], one window of a held-out row each.
 
-    def n_batches(self, most: int) -> int:
-        """How many batches of held-out rows there are without using a row twice."""
-        return max(2, min(most, self.n_held_out // min(self.batch, self.n_held_out)))
+        No row is in two of them, so that an interval over batches is one over independent text.
+        """
+        rows = np.arange(len(self.rows) - self.n_held_out, len(self.rows))
+        groups = np.array_split(rows, min(MOST, self.n_held_out))
+        rng = np.random.default_rng([self.seed, 3])
+        return [self._windows(group[: self.batch].tolist(), rng) for group in groups]
 
-    def _drawn(self, of: Sequence[int], rng: np.random.Generator, *, replace: bool) -> mx.array:
-        chosen = rng.choice(np.array(of), self.batch) if replace else np.array(of)
+    def _windows(self, rows: Sequence[int], rng: np.random.Generator) -> mx.array:
+        """A window of each of these rows, at a place drawn at random."""
         windows = []
-        for i in chosen.tolist():
+        for i in rows:
             row = list(self.rows[i])
             start = int(rng.integers(0, len(row) - self.width + 1)) + self.front
             windows.append(row[: self.front] + row[start : start + self.width - self.front])

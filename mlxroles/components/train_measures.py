@@ -13,6 +13,7 @@ from mlxroles.components.train_losses import Mask
 DISTANCES = {
     "unmasked": "all components, nothing left over",
     "masked": "components weighted by their causal importance",
+    "largest": "the same importances on the components with the largest outputs",
     "shuffled": "the same importances on components drawn at random",
     "stochastic": "what is not important left out in random parts",
     "none": "no components",
@@ -34,18 +35,28 @@ class Measures(NamedTuple):
 def measure(trainer: Trainer, batch: mx.array, key: mx.array) -> Measures:
     """How well a batch is reconstructed, with how many components.
 
-    ``shuffled`` is the null of ``masked``: at each position and in each map the same importances
-    lie on other components.
+    ``shuffled`` and ``largest`` are the nulls of ``masked``: at each position and in each map the
+    same importances lie on components drawn at random, or in the order of |a_c| ||U_c||, which
+    needs no trained function.
     """
     output, x = trainer.target.watched(batch)
     before = trainer.importances(trainer.parameters, x)
     g = {name: mx.clip(value, 0, 1) for name, value in before.items()}
     parts = parts_of(trainer.parameters, trainer.sizes)
     first, second = mx.random.split(key)
+    outputs = {
+        name: mx.abs(x[name] @ part["V"]) * mx.linalg.norm(part["U"], axis=-1)
+        for name, part in parts.items()
+    }
+    noise = {
+        name: mx.random.uniform(shape=value.shape, key=own)
+        for own, (name, value) in zip(mx.random.split(second, len(g)), g.items(), strict=True)
+    }
     masks: Mapping[str, Mapping[str, Mask]] = {
         "unmasked": {name: Mask(mx.ones_like(value)) for name, value in g.items()},
         "masked": {name: Mask(value) for name, value in g.items()},
-        "shuffled": {name: Mask(value) for name, value in _shuffled(g, second).items()},
+        "largest": {name: Mask(_by(outputs[name], value)) for name, value in g.items()},
+        "shuffled": {name: Mask(_by(noise[name], value)) for name, value in g.items()},
         "stochastic": losses.stochastic(g, "uniform", first),
         "none": {name: Mask(mx.zeros_like(value)) for name, value in g.items()},
     }
@@ -63,12 +74,10 @@ def measure(trainer: Trainer, batch: mx.array, key: mx.array) -> Measures:
     )
 
 
-def _shuffled(g: Mapping[str, mx.array], key: mx.array) -> dict[str, mx.array]:
-    found = {}
-    for own, (name, value) in zip(mx.random.split(key, len(g)), g.items(), strict=True):
-        order = mx.argsort(mx.random.uniform(shape=value.shape, key=own), axis=-1)
-        found[name] = mx.take_along_axis(value, order, axis=-1)
-    return found
+def _by(order: mx.array, values: mx.array) -> mx.array:
+    """The same values [..., component], the larger ones where ``order`` is larger."""
+    ranks = mx.argsort(mx.argsort(order, axis=-1), axis=-1)
+    return mx.take_along_axis(mx.sort(values, axis=-1), ranks, axis=-1)
 
 
 def missing(trainer: Trainer) -> dict[str, float]:

@@ -12,7 +12,6 @@ from mlxroles.dashboard.adapt import Adaptive, Screen, grid_table
 from mlxroles.report.heads import rows, scores
 from mlxroles.report.heads.wording import INKS, NONE, in_order, is_light, kind, said
 from mlxroles.report.rows import Grid
-from mlxroles.text import safe_text
 
 if TYPE_CHECKING:
     from rich.measure import Measurement
@@ -35,7 +34,7 @@ def heads_tables(doc: Doc, *, width: int | None = None) -> RenderableType:
 
 
 def _parts(doc: Doc, screen: Screen) -> Iterator[RenderableType]:
-    yield screen.text(safe_text(str(doc.get("sentence") or "")), "bold")
+    yield from (screen.text(line, "bold") for line in rows.finding(doc))
     if not doc["models"]:
         return
     if _Maps.fits(doc, screen):
@@ -66,11 +65,10 @@ def _grids(doc: Doc) -> Iterator[Grid | None]:
 _LEGEND = (
     "score: mean over sequences [95 % bootstrap interval] · uniform: attention without a "
     "preference at the same places · control: the same measure where there is nothing to find · a "
-    "head has a kind where its interval lies above both and above what is needed · ✓ zeroing "
-    "confirms it: beyond all random sets of as many other heads"
+    "head has a kind where its interval lies above twice both and what is needed · ✓ zeroing "
+    "confirms it: beyond all random sets of as many other heads; p is of each set alone"
 )
 _LEFT = {"head", "what it does", "also", "kind", "model", "class", "zeroed", "measure"}
-_LEFT |= {"nearest head"}
 
 
 def _texts(grid: Grid) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ class Detector:
     """What the control is, in a few words; empty where there is none."""
     threshold: float
     test: Literal["above", "ratio", "signal", "s_inhibition"] = "above"
-    """What must exceed the threshold: the score, its ratio to uniform attention, or the score
-    less the control; S-inhibition has a test of its own, see ``classify``."""
+    """What must exceed the threshold: the score (which must also be twice its nulls), its ratio
+    to uniform attention, or the score less the control; S-inhibition has a test of its own, see
+    ``classify``."""
     label: str = ""
     """The class of a head that it marks; its own name where it is empty."""
     rank: int = 0
@@ -68,7 +69,7 @@ DETECTORS: dict[str, Detector] = {
         Detector("self", "self", "weight on the query itself, on text", _OFFSETS, 0.1, rank=2),
         Detector(
             "final", "final prompt token",
-            "weight of an answer's tokens on the last token of the question before them",
+            "weight of an answer's tokens on the last token of the prompt before them",
             "the three tokens before it", 0.1,
         ),
         Detector(

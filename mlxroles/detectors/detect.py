@@ -253,9 +253,10 @@ def positional(
         uniform: [row, layer, offset]
         random: The profile on random ids, for ``more["random"]``.
     """
-    total = np.nansum(profile, axis=0, dtype=np.float64)[..., 1:]
+    known = np.nan_to_num(profile[..., 1:])
+    total = known.sum(axis=0, dtype=np.float64)
     whole = 1 + np.argmax(total, axis=-1)
-    peaks = np.stack([1 + np.argmax(total - np.nan_to_num(row[..., 1:]), -1) for row in profile])
+    peaks = np.stack([1 + np.argmax(total - row, axis=-1) for row in known])
 
     def at(values: np.ndarray, offsets: np.ndarray) -> Numbers:
         index = np.broadcast_to(offsets, (len(values), *offsets.shape[-2:]))[..., None]

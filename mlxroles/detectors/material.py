@@ -43,7 +43,7 @@ class RowSet:
     marks: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """What a causal check reads, of every row: ``elements`` (token spans [first, end) of a list's
     elements), ``io`` and ``subject`` (first ids of the right name and of the one named twice),
-    ``final`` (the last token of the question)."""
+    ``final`` (the last token of the prompt)."""
 
     def __len__(self) -> int:
         """The number of rows."""

@@ -59,12 +59,13 @@ def ordinary_ids(
     training looks all alike to it, and a head that attends by position then scores like one
     that finds repetitions. Of a large vocabulary a random part is used.
 
-    Without a tokenizer all ids count but the first and last 100 (or a tenth of a small
-    vocabulary).
+    Without a tokenizer, or with one that does not list its pieces, all ids count but the first
+    and last 100 (or a tenth of a small vocabulary).
     """
     edge = min(EDGE, vocab // 10)
+    middle = np.arange(edge, max(vocab - edge, edge + 1))
     if tokenizer is None:
-        return np.arange(edge, max(vocab - edge, edge + 1))
+        return middle
     known = getattr(tokenizer, "get_vocab", dict)()
     left_out = special_ids(tokenizer)
     candidates = sorted(
@@ -80,7 +81,7 @@ def ordinary_ids(
             found.append(token)
         if len(found) == POOL:
             break
-    return np.sort(np.array(found or [edge], dtype=np.int64))
+    return np.sort(np.array(found or np.setdiff1d(middle, [*left_out]), dtype=np.int64))
 
 
 def _odd(piece: str) -> bool:

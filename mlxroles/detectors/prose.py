@@ -120,8 +120,9 @@ def delimiters(tokenizer: Tokenizer) -> set[int]:
 def answers(tokenizer: Tokenizer, n: int, seed: int) -> dict[str, Plain]:
     """The set ``answers``: questions with answers.
 
-    ``final`` is the weight that the tokens of the answer give to the last token of the question,
-    where a model has read all that it is asked; ``before`` that on the three tokens before it.
+    ``final`` is the weight that the tokens of the answer give to the last token of the prompt,
+    where a model has read all that it is asked (activations of that token are what most work on
+    prompts looks at); ``before`` that on the three tokens before it.
     """
     given, found = words()["answers"]["questions"], Plain("questions with answers")
     for row in range(n):

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ft2font import FT2Font
@@ -158,11 +159,13 @@ def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def save(figure: Figure, png: Path, vector: Path) -> None:
-    """Writes the figure as PNG and SVG without a date or version in the files."""
-    FigureCanvasAgg(figure)
-    figure.savefig(png, metadata={"Software": None})
+    """Writes the figure as PNG and SVG without a date or version in the files.
+
+    Each is drawn once: ``Figure.savefig`` draws every file twice, only to lay it out.
+    """
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
     figure.set_layout_engine("none")  # both files have the layout of the first
-    figure.savefig(vector, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(vector, metadata={"Date": None, "Creator": None})
 
 
 def saved(drawn: Mapping[str, Figure | None], folder: Path) -> dict[str, str]:

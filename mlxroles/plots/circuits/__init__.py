@@ -19,16 +19,17 @@ def circuit_figures(
         folder: Made where it does not exist.
 
     Returns:
-        The path per figure, ``copying``, and ``composition_MODEL``, ``eigenvalues_MODEL`` and
-        ``curves_MODEL`` of every model, as PNG, and the same with ``_svg`` appended.
+        The path per figure, ``copying``, ``difference`` of a pair, and ``composition_MODEL``,
+        ``eigenvalues_MODEL`` and ``curves_MODEL`` of every model, as PNG, and the same with
+        ``_svg`` appended.
     """
     from mlxroles.plots import canvas
     from mlxroles.plots.circuits.composition import composition
-    from mlxroles.plots.circuits.copying import copying
+    from mlxroles.plots.circuits.copying import copying, difference
     from mlxroles.plots.circuits.heads import curves, spectra
 
     with canvas.style():
-        drawn = {"copying": copying(doc)}
+        drawn = {"copying": copying(doc), "difference": difference(doc)}
         for model in doc["models"]:
             drawn[f"composition_{model}"] = composition(doc, model)
             drawn[f"eigenvalues_{model}"] = spectra(doc, model, eigenvalues.get(model, {}))

@@ -79,7 +79,7 @@ def curves(doc: Doc, model: str) -> Figure | None:
         axes.plot([offsets[best]], [mean[best]], "o", color=canvas.INK, markersize=3.5)
         axes.set_title(f"{one['head']}  best at {offsets[best]}")
     _ends(panels, len(shown), "positions before the query", "score")
-    about = "line and 95 % band: pairs of other tokens; dotted: a token with itself"
+    about = "line and 95 % band of the curve: pairs of other tokens; dotted: a token with itself"
     name = f", {model}" if len(doc["models"]) > 1 else ""
     canvas.dress(figure, doc, f"Scores by distance{name}", about)
     return figure

@@ -108,10 +108,10 @@ def named(
     axes.set_xticks(places, names * len(starts), fontsize=size, rotation=90)
 
 
-def headed(axes: Axes, heads: int) -> None:
+def headed(axes: Axes, heads: int, name: str = "head") -> None:
     """Puts the numbers of heads on the axis below."""
     axes.set_xticks(*_ticks(range(heads), _HEADS), fontsize=7)
-    axes.set_xlabel("head")
+    axes.set_xlabel(name)
 
 
 def _ticks(names: Sequence[int], most: int = _NAMED) -> tuple[list[int], list[str]]:

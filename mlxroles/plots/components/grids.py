@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mlxroles.plots import canvas
 from mlxroles.plots.components.frame import DIFFERENCE, EXTEND, SIGNED, named, show, strip, wrapped
@@ -35,8 +36,8 @@ def matrices(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
         _row(axes, each)
     left = len(view.matrices) - len(shown)
     second = (
-        "outputs down, inputs across, lines end heads; blue below 0. In each row the components "
-        "share a scale of their own"
+        "outputs down, inputs across, lines end heads; blue below 0. In each row the "
+        f"{singles} most important components share a scale of their own"
     )
     if any(max(each.shape) > max(each.grids[0].shape) for each in shown):
         second += "; large maps: of each block the entry largest in size"
@@ -86,7 +87,7 @@ def likeness(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
     for axes, each in zip(grid, shown, strict=True):
         images.append(show(axes, each.cosine, DIFFERENCE, norm))
         _pair(axes, each)
-        _mark(axes, each)
+        _dots(axes, each.cosine, each.chance)
     figure.colorbar(
         images[0], ax=list(grid), label="cosine", pad=0.02, shrink=0.8, extend=EXTEND[is_cut]
     )
@@ -100,8 +101,9 @@ def likeness(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
     return figure
 
 
-def _mark(axes: Any, each: Likeness) -> None:
-    rows, columns = np.nonzero(np.abs(each.cosine) > each.chance)
+def _dots(axes: Any, found: NDArray[np.float64], limit: float) -> None:
+    """A dot where a number is larger in size."""
+    rows, columns = np.nonzero(np.abs(found) > limit)
     axes.scatter(columns, rows, s=3, color=canvas.INK, linewidths=0)
 
 
@@ -133,7 +135,11 @@ def together(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
             one.set_xlabel(f"{second} component", fontsize=8)
             figure.colorbar(image, ax=one, pad=0.02, aspect=25).ax.tick_params(labelsize=6.5)
         axes[0].set_ylabel(f"{first} component", fontsize=8)
-    second = f"{shown[0].tokens:,} tokens; a component fires above {doc['threshold']:g}"
+        _dots(axes[0], found.phi, each.chance)
+    second = (
+        f"{shown[0].tokens:,} tokens; a component fires above {doc['threshold']:g}; dots: beyond "
+        "the largest phi of as many unrelated ones (95 %, if tokens were independent)"
+    )
     canvas.dress(
         figure, doc, f"Components that fire together, layer {view.layer}", wrapped(second, figure)
     )

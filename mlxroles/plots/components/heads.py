@@ -31,11 +31,13 @@ def heads(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
     figure = canvas.new_figure(max(2.75 * len(shown), 7.5), tall * rows + 1.1)
     ratios = [ratio for _ in shown for ratio in (1.7, 1.0)]
     grid = figure.subplots(rows, 2 * len(shown), squeeze=False, width_ratios=ratios)
+    most = max(each.n_heads for each in shown)
     for n, each in enumerate(shown):
-        _norms(grid[0, 2 * n], each)
+        name = "key-value head" if each.n_heads < most else "head"
+        _norms(grid[0, 2 * n], each, name)
         _spread(grid[0, 2 * n + 1], each)
         for row in range(1, rows):
-            _activity(grid[row, 2 * n], each)
+            _activity(grid[row, 2 * n], each, name)
             grid[row, 2 * n + 1].set_axis_off()
     second = (
         "norm of each component's part in each head, by importance from the top; bars: spread over "
@@ -47,13 +49,13 @@ def heads(doc: Mapping[str, Any], view: LayerView) -> Figure | None:
     return figure
 
 
-def _norms(axes: Axes, each: MapView) -> None:
+def _norms(axes: Axes, each: MapView, name: str) -> None:
     assert each.head_norms is not None
     top = each.top(MOST)
     show(axes, each.head_norms[top], SIZE, Normalize(0, float(each.head_norms[top].max())))
     _rows(axes, each)
     axes.set_title(each.kind)
-    headed(axes, each.n_heads)
+    headed(axes, each.n_heads, name)
 
 
 def _rows(axes: Axes, each: MapView) -> None:
@@ -78,7 +80,7 @@ def _spread(axes: Axes, each: MapView) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _activity(axes: Axes, each: MapView) -> None:
+def _activity(axes: Axes, each: MapView, name: str) -> None:
     if each.activity is None:
         axes.set_axis_off()
         return
@@ -88,4 +90,4 @@ def _activity(axes: Axes, each: MapView) -> None:
     show(axes, found, ACTIVE, Normalize(0, float(known.max(initial=0.0)) or 1.0))
     _rows(axes, each)
     axes.set_title(f"{each.kind}: written", fontsize=9)
-    headed(axes, each.n_heads)
+    headed(axes, each.n_heads, name)

@@ -84,7 +84,7 @@ def scatter(doc: Doc, layer: int, qk: QK) -> Figure:
         one = np.take_along_axis(qk.values[:, head], at[None], axis=0)[0].ravel()
         axes.axline((0, 0), slope=1, color=canvas.GREY, linewidth=0.8)
         axes.scatter(peak, one, s=6, color=canvas.BLUE, alpha=0.5, linewidths=0)
-        axes.set_title(f"H{head}, {qk.above[head]:.0%} of pairs beyond chance", fontsize=8.5)
+        axes.set_title(f"H{head}, {qk.chance.above[head]:.0%} of pairs beyond chance", fontsize=8.5)
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
     for axes in grid[: len(chosen)]:
@@ -181,7 +181,9 @@ def _by_distance(
         names = [f"D = {qk.offsets[place]}" for place in here]
         image, starts = strip(axes, [_cut(grids[p]) for p in here], cmap, norm, names=names)
         images.append(image)
-        named(axes, *(each[:_MOST_COMPONENTS].tolist() for each in (qk.q, qk.k)), starts, size=5.5)
+        rows, across = (each[:_MOST_COMPONENTS].tolist() for each in (qk.q, qk.k))
+        is_last = n == len(panels) - 1
+        named(axes, rows, across if is_last else (), starts, size=5.5)
         axes.set_ylabel("query component", fontsize=8)
     panels[-1].set_xlabel("key component", fontsize=8)
     label = f"{scale}, summed over heads"

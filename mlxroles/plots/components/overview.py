@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from mlxroles.plots import canvas
 from mlxroles.plots.components.frame import wrapped
 from mlxroles.report.components.views import MapView
+from mlxroles.text import ranges
 
 _COLUMNS = 4
 _LAYERS = "viridis"
@@ -36,7 +37,8 @@ def importance(doc: Mapping[str, Any], maps: Sequence[MapView]) -> Figure:
                 marks = {"marker": "x", "markersize": 3} if len(values) <= 128 else {}
                 axes.plot(values, color=color(each.layer), linewidth=1.0, **marks)
             if is_log:
-                axes.set_yscale("log")
+                if any(line.get_ydata().max(initial=0.0) > 0 for line in axes.lines):
+                    axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.yaxis.set_minor_formatter(NullFormatter())
                 axes.set_xlabel("rank")
@@ -79,10 +81,16 @@ def spreads(doc: Mapping[str, Any], maps: Sequence[MapView]) -> Figure | None:
                 alpha=0.65,
                 linewidths=0,
             )
-        count, chance = chosen[0].n_heads, chosen[0].chance_share
-        axes.axhline(chance, color=canvas.SLATE, linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.axhline(1 / count, color=canvas.SLATE, linewidth=0.9, linestyle=":")
-        axes.set_title(f"{kind}, {canvas.counted(count, 'head')}")
+        layers = [each.layer for each in chosen]
+        for found, style in (
+            ([each.chance_share for each in chosen], (0, (4, 3))),
+            ([1 / each.n_heads for each in chosen], ":"),
+        ):
+            low, high = np.subtract(layers, 0.5), np.add(layers, 0.5)
+            axes.hlines(found, low, high, color=canvas.SLATE, linewidth=1.1, linestyle=style)
+        counts = sorted({each.n_heads for each in chosen})
+        told = canvas.counted(counts[-1], "head") if len(counts) < 2 else f"{ranges(counts)} heads"
+        axes.set_title(f"{kind}, {told}")
         canvas.layer_axis(axes, sorted({each.layer for each in chosen}))
     grid[0].set_ylim(0, 1.02)
     grid[0].set_ylabel("largest share of one head")

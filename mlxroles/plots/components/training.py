@@ -15,6 +15,7 @@ from mlxroles.plots import canvas
 NAMES = {
     "unmasked": "all components",
     "masked": "by causal importance",
+    "largest": "same importances,\nlargest outputs",
     "shuffled": "same importances,\nrandom components",
     "stochastic": "stochastic masks",
     "none": "no components",

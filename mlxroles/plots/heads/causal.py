@@ -48,8 +48,8 @@ def causal(doc: Doc) -> Figure | None:
         high = max(axes.get_xlim()[1] for axes in line)
         for axes in line:
             axes.set_xlim(low, high)
-    about = "Heads set to zero, 95 % intervals; grey: random sets of as many unmarked heads of "
-    canvas.dress(figure, doc, "What the model loses without them", f"{about}the same layers")
+    about = "Heads set to zero, 95 % intervals; grey: random sets of as many other heads"
+    canvas.dress(figure, doc, "What the model loses without them", about)
     return figure
 
 

@@ -15,13 +15,16 @@ MOST_COMPOSED = 12
 MOST_HEADS = 24
 _CAPTIONS = {
     "copying": "Copying of every head, and the share of positive eigenvalues of its OV and QK "
-    "circuits. Framed: beyond all random pairings of tokens.",
+    "circuits. Framed: beyond random pairings of tokens, or heads of random numbers (5 %, for all "
+    "heads of a map together).",
+    "difference": "What tuning changed of copying, over the same tokens. Framed: beyond chance "
+    "(5 %, for all heads together).",
     "composition": "Left: the strongest reading of one layer by a later one, per kind. Right: the "
     "strongest pairs of heads; grey is what chance gives, the line its bound.",
     "eigenvalues": "Eigenvalues of OV circuits between tokens, each over the largest of its head. "
     "A head that copies has them on the right.",
     "curves": "Mean score of a query with a key so many positions before it, over pairs of other "
-    "tokens, with a 95 % interval over tokens; dotted: of a token with itself.",
+    "tokens, with a 95 % band over tokens for the whole curve; dotted: of a token with itself.",
 }
 
 

@@ -15,12 +15,12 @@ SIGNS = {1: "copies", -1: "against", 0: ""}
 
 COPYING_LEGEND = (
     "Copying: mean of W_E[t] W_V W_O W_U[t] over drawn ids t, less that of pairs t, t' of other "
-    "ids, in standard deviations of such pairs; 'copies' and 'against' where its 95 % interval "
-    "lies beyond what shifting the ids against each other gives. OV + and QK +: real parts of the "
-    "circuit's eigenvalues over their absolute values, with the middle 95 % of heads of random "
-    "numbers. Distance: which one a query likes best whatever the tokens, where it stands out, and "
-    "by how much, in what tokens make of a score. All of it is of the direct path from the tokens: "
-    "what a head reads in a run is more."
+    "ids, in standard deviations of such pairs; 'copies' and 'against' where it lies beyond what "
+    "shifting the ids against each other gives (5 %, for all heads together). OV + and QK +: real "
+    "parts of the circuit's eigenvalues over their absolute values, with the middle 95 % of heads "
+    "of random numbers. Distance: which one a query likes best whatever the tokens, where it "
+    "stands out, and by how much, in what tokens make of a score. All of it is of the direct path "
+    "from the tokens: what a head reads in a run is more."
 )
 COMPOSITION_LEGEND = (
     "Score: |W1 W2| / (|W1| |W2|) of what the earlier head writes and the later one reads. Chance: "

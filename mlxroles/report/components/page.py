@@ -96,7 +96,11 @@ def _stories(doc: Doc, view: LayerView) -> list[str]:
     shown = [
         story(each, wording.measure(doc), is_open=n < _OPEN) for n, each in enumerate(view.stories)
     ]
-    values = "phi, fire together" if doc["harvest"] else "cosine, read alike"
+    values = (
+        "phi, fire together, as if tokens were independent"
+        if doc["harvest"]
+        else "cosine, read alike"
+    )
     told = (
         f"The {len(view.stories)} leading query components, the key components whose scores they "
         f"raise and lower most, and value components beyond chance with those (→, {values})."

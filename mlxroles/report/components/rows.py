@@ -1,7 +1,6 @@
 """The numbers of components as rows of strings, the same for the page and the terminal."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def layer_grid(doc: Doc) -> Grid:
         row = [str(layer["layer"]), f"{layer['n_components']:,}", f"{layer['n_alive']:,}"]
         row += [_in_one(maps.get(kind)) for kind in kinds]
         if with_pairs:
-            row += _pair(layer["pairs"])
+            row += _pair(layer)
         body.append(row)
     return Grid("Layers", head, body)
 
@@ -47,14 +46,19 @@ def legend(doc: Doc) -> str:
             " · in 1: of the leading ones those with a larger share in one head than 95 % of "
             "random directions"
         )
+    if any(_grouped(layer["maps"]) for layer in doc["layers"]):
+        told += " · heads of k and v: key-value heads"
     if any(layer["pairs"] for layer in doc["layers"]):
-        told += " · W: largest contribution of a pair to scores, summed over heads; at: distance"
+        told += (
+            " · W: largest contribution of a pair to scores, summed over heads (*: beyond the "
+            "largest of as many random key components); at: distance"
+        )
     return told
 
 
 def map_grid(found: MapView, doc: Doc, view: LayerView) -> Grid:
     """A row per leading component of a map."""
-    measure = safe_text(str(doc["measure"]), limit=40)
+    name, measure = safe_text(found.name, limit=40), safe_text(str(doc["measure"]), limit=40)
     head = ["component", measure]
     has_heads = found.head_norms is not None and found.n_heads > 1
     is_ranked = found.density is not None
@@ -65,7 +69,7 @@ def map_grid(found: MapView, doc: Doc, view: LayerView) -> Grid:
     head += ["tokens"] if any(t.reads for t in tokens.values()) else []
     body = []
     for c in (int(c) for c in found.top(_MOST)):
-        row = [f"{found.name}:{c}", format_number(float(found.importance[c]))]
+        row = [f"{name}:{c}", format_number(float(found.importance[c]))]
         if found.density is not None:
             row += [f"{found.density[c]:.2%}", format_number(float(found.norms[c]))]
         row += _heads(found, c) if has_heads else []
@@ -76,7 +80,7 @@ def map_grid(found: MapView, doc: Doc, view: LayerView) -> Grid:
         body.append(row)
     count = int(found.alive.sum())
     shown = f"the first {len(body)} of {count}" if count > len(body) else f"{count}"
-    return Grid(f"{found.name}: {shown} alive, of {len(found.norms)}", head, body)
+    return Grid(f"{name}: {shown} alive, of {len(found.norms)}", head, body)
 
 
 def _heads(found: MapView, c: int) -> list[str]:
@@ -106,16 +110,22 @@ def _has(doc: Doc, kind: str) -> bool:
     )
 
 
+def _grouped(maps: Sequence[Doc]) -> bool:
+    """Whether several query heads share a key-value head."""
+    return len({m["n_heads"] for m in maps if m["n_heads"]}) > 1
+
+
 def _in_one(found: Doc | None) -> str:
     if found is None or found["chance_share"] is None:
         return "–"
     return f"{found['in_one_head']}/{found['shown']}"
 
 
-def _pair(pairs: Any) -> list[str]:
-    if not pairs:
+def _pair(layer: Doc) -> list[str]:
+    if not layer["pairs"]:
         return ["–"] * 4
-    first = pairs[0]
+    first = layer["pairs"][0]
     peak = float(first["peak"])
-    told = "–" if math.isnan(peak) else f"{peak:+.2f}"
-    return [f"q:{first['q']} k:{first['k']}", told, str(first["offset"]), f"H{first['head']}"]
+    mark = "*" * (abs(peak) > layer["chance"]["largest"])
+    name = f"q:{first['q']} k:{first['k']}"
+    return [name, f"{peak:+.2f}{mark}", str(first["offset"]), f"H{first['head']}"]

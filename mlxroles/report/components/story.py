@@ -99,7 +99,8 @@ def legend() -> str:
         '<p class="note">Curves: W by distance 0 to 16, query after key, '
         '<span class="key sum"></span>sum over heads <span class="key head"></span>the head with '
         'the most of it <span class="key"></span>other heads. Bars: share of the component\'s norm '
-        "in each head.</p>"
+        "in each head. *: a larger peak than the largest of as many random key components of the "
+        "same sizes (95 %).</p>"
     )
 
 
@@ -162,8 +163,9 @@ def _side(name: str, found: Sequence[Partner]) -> str:
 
 def _partner(found: Partner) -> str:
     kind = "plus" if found.peak > 0 else "minus"
+    mark = "*" * (abs(found.peak) > found.chance)
     told = (
-        f'<p><b>k:{found.component}</b> <span class="{kind}">{found.peak:+.2f}</span> '
+        f'<p><b>k:{found.component}</b> <span class="{kind}">{found.peak:+.2f}{mark}</span> '
         f'<span class="dim">at distance {found.offset}, most in H{found.head}</span></p>'
     )
     told += f"<p>{chips(found.tokens.reads, 4)}</p>" if found.tokens.reads else ""

@@ -14,15 +14,19 @@ Doc = Mapping[str, Any]
 LEFT = {
     "unmasked": "all components",
     "masked": "weighted by causal importance",
+    "largest": "same importances, largest outputs",
     "shuffled": "same importances, random components",
     "stochastic": "unimportant in random parts",
     "none": "no components",
 }
 """What is left of the maps, by the name of the measure."""
 LEGEND = (
-    "Means over held-out batches of text with 95 % bootstrap intervals over batches. Alive: "
+    "Means over batches of held-out text (a fifth of its rows) with 95 % bootstrap intervals over "
+    "batches. Alive: "
     "mean importance above .01 on held-out text. At a position: with an importance above 0 there. "
-    "Missing: share of the weight's squares that the components leave out."
+    "Missing: share of the weight's squares that the components leave out. Largest outputs: the "
+    "importances of a position are given to its components in the order of |a| |U|, which needs no "
+    "trained function; a causal importance worth having does better."
 )
 _CAPTIONS = {
     "training": "Terms of the loss before their coefficients, and how many components are "
@@ -46,7 +50,7 @@ def grids(doc: Doc, *, most: int | None = None) -> list[Grid]:
             str(own["components"]),
             str(own["alive"]),
             *_of(own["active"], 2),
-            f"{own['missing']:.2%}",
+            f"{own['missing']:.2%}" if own["missing"] < 10 else ">1000%",
         ]
         for key, own in maps[:most]
     ]

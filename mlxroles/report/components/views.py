@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from mlxroles.components.counts import Coactivation
+    from mlxroles.components.offsets import Chance
 
 Numbers = NDArray[np.float64]
 
@@ -93,6 +94,9 @@ class Together(NamedTuple):
     measures: "Coactivation"
     """phi, Jaccard and both conditionals [row, column]."""
     tokens: int
+    chance: float
+    """|phi| that the largest of so many unrelated pairs stays below (95 %), if tokens were
+    independent."""
 
 
 class QK(NamedTuple):
@@ -104,10 +108,7 @@ class QK(NamedTuple):
     values: NDArray[np.float32]
     """[offset, query head, query component, key component]; with a harvest, turned by the product
     of the signs of both mean activations, since the sign of a component is arbitrary."""
-    above: Numbers
-    """[query head], share of pairs beyond chance; .05 by chance."""
-    group: int
-    """Query heads per key head."""
+    chance: "Chance"
 
 
 class Matrices(NamedTuple):
@@ -140,6 +141,8 @@ class Partner(NamedTuple):
     component: int
     peak: float
     """W of the head sum where its size is largest."""
+    chance: float
+    """Size of a peak that the largest of as many random key components stays below (95 %)."""
     offset: int
     head: int
     """The query head that adds most there."""

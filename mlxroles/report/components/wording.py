@@ -77,17 +77,18 @@ def layer_sentence(layer: Doc) -> str:
                 found += f" ({_where(m)})"
             parts.append(found)
     told = f"Components in one head beyond chance: {', '.join(parts)}." if parts else ""
-    if layer["pairs"]:
+    chance = layer["chance"]
+    if layer["pairs"] and chance is not None:
         first = layer["pairs"][0]
         told += (
             f" Largest contribution to a score: q:{first['q']} with k:{first['k']}, "
-            f"{first['peak']:+.2f} at distance {first['offset']}, most of it in H{first['head']}."
+            f"{first['peak']:+.2f} at distance {first['offset']}, most of it in H{first['head']} "
+            f"(random key components: up to {chance['largest']:.2f})."
         )
-    if layer["above"]:
-        best = max(range(len(layer["above"])), key=lambda h: layer["above"][h])
+        best = max(range(len(chance["above"])), key=lambda h: chance["above"][h])
         told += (
-            f" Pairs beyond chance: {layer['above'][best]:.0%} in H{best}, the most of any head "
-            "(5 % by chance)."
+            f" Pairs beyond chance: {chance['above'][best]:.0%} in H{best}, the most of any head "
+            f"(by chance 5% in each, {chance['most']:.0%} at most)."
         )
     return told.strip() or "No map with heads is decomposed here."
 

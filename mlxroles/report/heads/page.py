@@ -12,7 +12,7 @@ from typing import Any
 from mlxroles.report import shell
 from mlxroles.report.heads import board, rows, scores, story
 from mlxroles.report.heads.wording import kind, title
-from mlxroles.text import safe_text, slug
+from mlxroles.text import slug
 
 Doc = Mapping[str, Any]
 
@@ -29,7 +29,8 @@ _HOW = (
 )
 _CAPTIONS = {
     "causal": "Change of what the heads are for with the heads set to zero, and its 95 % interval; "
-    "grey: random sets of as many unmarked heads.",
+    "grey: random sets of as many other heads, of the same layers and without the class as far as "
+    "there are any.",
     "profile": "Mean attention weight by distance, on text. Named: the heads with the highest peak "
     "beyond offset 0; bands: 95 % intervals over sequences.",
     "patterns": "Attention of the highest heads on one example each, query by key, the first 128 "
@@ -76,11 +77,8 @@ def html(doc: Doc, figures: Mapping[str, str]) -> str:
 
 
 def _finding(doc: Doc) -> str:
-    """The sentence, what is said of the second model on a line of its own."""
-    text = safe_text(str(doc.get("sentence") or ""))
-    for side in scores.sides(doc)[1:]:
-        text = text.replace(f". {side}: ", f".\n{side}: ")
-    return f'<p class="finding">{"<br>".join(escape(line) for line in text.splitlines())}</p>'
+    """The sentence of the document."""
+    return f'<p class="finding">{"<br>".join(map(escape, rows.finding(doc)))}</p>'
 
 
 def _overview(doc: Doc) -> str:
@@ -170,8 +168,12 @@ def _legend() -> str:
     return (
         "Scores are means over sequences of tokens, [95 % bootstrap interval over sequences]. "
         "Uniform: what attention without a preference over the visible tokens would score at the "
-        "same places; control: see each kind. A head has a kind where its score lies above both "
-        "and above what is needed, with bounds for all heads and scores at once. * a clear "
-        "difference (sign-flip test over sequences, corrected for all heads) · ✓ zeroing confirms "
-        "it: beyond all random sets. With n random sets p cannot be below 1 / (n + 1)."
+        "same places; control: see each kind. A head has a kind where its score lies above both, "
+        "with bounds for all heads and scores at once, and above what is needed and twice either "
+        "with its own 95 % bound. * a clear "
+        "difference (sign-flip test over sequences, corrected for all heads and scores) · ✓ "
+        "zeroing confirms it: the interval lies on the side where the class's heads must move it, "
+        "and no random set goes as far. p is of each set alone and with n random sets not below "
+        "1 / (n + 1), so that of 20 sets without an effect about one is beyond all of 20 random "
+        "ones; q is p corrected for all sets and measures of the model."
     )

@@ -41,6 +41,16 @@ _MEASURES = {
     "seen": "lead of tokens seen before",
 }
 """Short names, for tables."""
+_SHORTEST = {"next_element": "ln P of next", "name_difference": "name lead", "seen": "seen lead"}
+"""Of those, for a terminal."""
+
+
+def finding(doc: Doc) -> list[str]:
+    """The sentence of the document, what is said of the second model on a line of its own."""
+    text = safe_text(str(doc.get("sentence") or ""))
+    for side in sides(doc)[1:]:
+        text = text.replace(f". {side}: ", f".\n{side}: ")
+    return text.replace(". From base to ", ".\nFrom base to ").splitlines()
 
 
 def between(value: float, low: float, high: float, form: str = ".3f") -> str:
@@ -106,18 +116,19 @@ def nearest_grid(doc: Doc, *, most: int = 1) -> Grid | None:
                 least = threshold(doc, side, name)
                 body.append(
                     [
-                        said(name),
+                        said(name).replace(" token, random", ", random"),
                         *[side] * (len(sides(doc)) > 1),
                         head_name(*at),
                         score_text(doc, side, name, at),
-                        need(name, least),
                         number(doc, side, name, at, "uniform"),
                         number(doc, side, name, at, "control"),
+                        need(name, least),
                     ]
                 )
     several = ["model"] * (len(sides(doc)) > 1)
-    head = ["kind", *several, "nearest head", "score [95 %]", "needed", "uniform", "control"]
-    return Grid("Scores by which no head is marked", head, body) if body else None
+    head = ["kind", *several, "head", "score [95 %]", "uniform", "control", "needed"]
+    title = "Scores by which no head is marked: the nearest one"
+    return Grid(title, head, body) if body else None
 
 
 def need(name: str, least: float | None) -> str:
@@ -233,37 +244,49 @@ def causal_grid(doc: Doc, side: str, *, most: int, is_whole: bool = True) -> Gri
         doc: The document.
         side: The model.
         most: Rows at most.
-        is_whole: Whether the loss on text stands beside what the heads are for.
+        is_whole: Whether the loss on text stands beside what the heads are for, q beside p, and
+            all is said in full.
     """
     own = causal_rows(doc, side) if is_whole else own_rows(doc, side)
+    tests = ("p", "q") if is_whole else ("p",)
     if not own:
         return None
     body = []
     for row in own[:most]:
         values, mark = random_values(row), " ✓" if row.get("confirmed") else ""
+        measured = str(row.get("measure"))
         body.append(
             [
-                heads_text(row, 2) + mark,
-                short_measure(row),
+                (heads_text(row, 2) if is_whole else _which(row)) + mark,
+                short_measure(row) if is_whole else _SHORTEST.get(measured, short_measure(row)),
                 between(*(value_of(row, key) for key in ("change", "low", "high")), "+.2f"),
                 f"{min(values):+.2f} to {max(values):+.2f}" if values else "–",
-                format_number(value_of(row, "p"), ".2g"),
+                *(format_number(value_of(row, key), ".2g") for key in tests),
                 said(str(row.get("class"))),
             ]
         )
     several = f"{side}: " if len(sides(doc)) > 1 else ""
-    head = ["zeroed", "measure", "change [95 %]", "random sets", "p", "class"]
+    head = ["zeroed", "measure", "change [95 %]", "random sets", *tests, "class"]
     return Grid(f"{several}what zeroing heads does", head, body)
 
 
+def _which(row: Mapping[str, Any]) -> str:
+    """The one head that was zeroed, or how many of which class."""
+    count = len(row.get("heads") or ())
+    return heads_text(row) if count < 2 else f"{count} {said(str(row.get('class')))}"
+
+
 def differences(doc: Doc, *, most: int) -> list[tuple[str, Head]]:
-    """The scores that differ clearly between the models, the largest first."""
+    """The scores that differ clearly between the models, the largest first.
+
+    Weights of attention as they are, others as a share of the largest.
+    """
     found: list[tuple[float, str, Head]] = []
     for name in names(doc):
         value, clear = difference(doc, name), difference(doc, name, "clear")
         if value is None or clear is None:
             continue
-        scale = largest(doc, name)
+        scale = largest(doc, name) if kind(name).is_signed else 1.0
         for layer, head in np.argwhere((clear > 0) & np.isfinite(value)):
             at = int(layer), int(head)
             found.append((-abs(float(value[at])) / scale, name, at))
@@ -286,7 +309,7 @@ def difference_grid(doc: Doc, *, most: int) -> Grid | None:
         for name, at in differences(doc, most=most)
     ]
     shown = f"the {len(body)} largest of {total}" if total > len(body) else str(total)
-    title = f"Scores that differ between {second} and {first}: {shown}"
+    title = f"Clear differences of scores: {shown}"
     return Grid(title, ["head", "score", f"{second} − {first}", first, second], body)
 
 

@@ -152,10 +152,11 @@ def of_kind(doc: Doc, side: str, name: str) -> list[Head]:
 
 
 def size(doc: Doc, side: str, name: str) -> Numbers:
-    """How large a head's score is, in text or in random ids, whichever is larger [layer, head]."""
-    both = (grid(doc, side, one) for one in (name, f"{name}_random"))
-    first, second = (np.abs(values) for values in both)
-    return np.fmax(first, second)
+    """How large the score is that says that a head is of a kind, see ``by`` [layer, head]."""
+    random = f"{name}_random"
+    first, second = (np.abs(grid(doc, side, one)) for one in (name, random))
+    is_random = ~marked(doc, side, name) & marked(doc, side, random)
+    return np.where(is_random | np.isnan(first), second, first)
 
 
 def of_class(doc: Doc, side: str, name: str) -> list[Head]:

@@ -101,8 +101,9 @@ def _measured(doc: Doc, name: str) -> str:
     parts += [f"Control: {control}."] if control else []
     least = scores.threshold(doc, scores.sides(doc)[0], name)
     if least:
+        beside = "more than" if name in ("delimiter", "successor") else "twice"
         parts.append(
-            f"Needed: {rows.need(name, least)}, and more than uniform attention and the control."
+            f"Needed: {rows.need(name, least)}, and {beside} uniform attention and the control."
         )
     return " ".join(part for part in parts if part)
 

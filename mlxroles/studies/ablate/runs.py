@@ -139,9 +139,7 @@ class Runs:
             kept = self.model.run(tokens, ["resid_pre"], logits=False)
             streams = {i: kept["resid_pre", i] for i in kept.layers("resid_pre")}
         run = self._run(tokens, (), 0, {}, is_watched=True)
-        assert run.logits is not None
-        said = effects.log_probs(run.logits)
-        last = np.array(run.logits[:, -1].astype(mx.float32))
+        said, last = self._said(run)
         made = Clean(tokens, said, last, effects.two_best(said), *self._watched(run), streams)
         mx.eval(made.log_probs, made.best)
         if made.n_bytes <= self._room:
@@ -225,7 +223,20 @@ class Runs:
             count += len(chunk.prompts)
         return Measured(self._joined(rows), None if total is None else total / count)
 
-    def _chunk(
+    def levels(self, ablation: Ablation, how: How) -> dict[str, Numbers]:
+        """Measures of ``baseline`` as an ablation leaves them, by measure [prompt].
+
+        Raises:
+            FloatingPointError: a logit is not finite.
+        """
+        rows = {}
+        for chunk in self._chunks:
+            _, run = self._ablated(chunk, ablation, how, None, is_watched=False)
+            said, last = self._said(run)
+            rows[chunk] = self._levels(said, last, self.clean(chunk).tokens, chunk)
+        return self._joined(rows)
+
+    def _ablated(
         self,
         chunk: _Chunk,
         ablation: Ablation,
@@ -233,8 +244,8 @@ class Runs:
         directions: Mapping[int, np.ndarray] | None,
         *,
         is_watched: bool,
-    ) -> tuple[dict[str, Numbers], Numbers | None]:
-        """The measures of some prompts, and the sum over them of what entropies gained."""
+    ) -> tuple[list[Edit], Run]:
+        """The run of some prompts with the edits that it was made with."""
         clean = self.clean(chunk)
         where = How(how.method, how.factor, self.places(chunk.length))
         made = edits(
@@ -247,11 +258,28 @@ class Runs:
             components=self.components,
         )
         lowest = min(edit.layer for edit in made)
-        run = self._run(clean.tokens, made, lowest, clean.streams, is_watched=is_watched)
+        return made, self._run(clean.tokens, made, lowest, clean.streams, is_watched=is_watched)
+
+    @staticmethod
+    def _said(run: Run) -> tuple[mx.array, np.ndarray]:
+        """Log-probabilities, and the logits after the last token [prompt, vocab]."""
         assert run.logits is not None
+        return effects.log_probs(run.logits), np.array(run.logits[:, -1].astype(mx.float32))
+
+    def _chunk(
+        self,
+        chunk: _Chunk,
+        ablation: Ablation,
+        how: How,
+        directions: Mapping[int, np.ndarray] | None,
+        *,
+        is_watched: bool,
+    ) -> tuple[dict[str, Numbers], Numbers | None]:
+        """The measures of some prompts, and the sum over them of what entropies gained."""
+        clean = self.clean(chunk)
+        made, run = self._ablated(chunk, ablation, how, directions, is_watched=is_watched)
         begin = first_position(made, chunk.length)
-        said = effects.log_probs(run.logits)
-        last = np.array(run.logits[:, -1].astype(mx.float32))
+        said, last = self._said(run)
         found = effects.outputs(clean, said, begin)
         found |= self._levels(said, last, clean.tokens, chunk)
         wrote, spread = self._watched(run)

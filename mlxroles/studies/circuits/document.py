@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxroles import stats
+from mlxroles.circuits import CURVE_FIELDS
 from mlxroles.circuits.composition import KINDS
+from mlxroles.circuits.copying import FALSE_SHARE, signs
 from mlxroles.circuits.spectrum import CIRCUITS, positive_share
 from mlxroles.events import Cell
 from mlxroles.heads import head_name, parse_heads
@@ -28,11 +30,8 @@ Numbers = NDArray[np.float64]
 SCHEMA = "mlxroles/circuits/1"
 MOST = 200
 """Compositions of each kind that the document lists, the strongest first."""
-CURVES = ("mean", "low", "high", "spread", "same")
 SHOWN, MOST_SHOWN = 12, 40
 """Heads whose curves the document holds: those that prefer a distance most, and those named."""
-FALSE_SHARE = 0.05
-"""Chance that any of the compositions called clear is none, or any of the differences."""
 
 Stored = list[tuple[Cell, Record, dict[str, np.ndarray]]]
 
@@ -112,27 +111,32 @@ def _copying(layers: Any, shape: tuple[int, int]) -> dict[str, Any]:
     tables = {name: _table(shape, layers, name) for name in COPYING}
     with np.errstate(invalid="ignore"):
         excess = (tables["score"] - tables["null"]) / tables["spread"]
-        sign = (tables["low"] > tables["null_high"]).astype(int)
-        sign -= tables["high"] < tables["null_low"]
     return {name: plain(table) for name, table in tables.items()} | {
         "excess": plain(excess),
-        "sign": sign.tolist(),
+        "sign": signs(tables).tolist(),
     }
 
 
 def _shares(layers: Any, shape: tuple[int, int], circuit: str) -> dict[str, Any]:
     """Scores of eigenvalues, and what heads of random numbers have in each layer."""
-    share, low, high = (np.full(size, np.nan) for size in (shape, shape[:1], shape[:1]))
+    share, clear = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    low, high = np.full(shape[:1], np.nan), np.full(shape[:1], np.nan)
+    heads = sum(arrays["score"].size for _, _, arrays in layers if arrays)
     for layer, _, arrays in layers:
         if arrays:
             values = arrays[f"{circuit}_real"] + 1j * arrays[f"{circuit}_imag"]
             share[layer, : len(values)] = positive_share(values)
-            low[layer], high[layer] = np.quantile(arrays[f"random_{circuit}"], (0.025, 0.975))
-    return {"score": plain(share), "random_low": plain(low), "random_high": plain(high)}
+            random = arrays[f"random_{circuit}"]
+            low[layer], high[layer] = np.quantile(random, (0.025, 0.975))
+            far = NormalDist().inv_cdf(1 - FALSE_SHARE / 2 / heads) * random.std(ddof=1)
+            clear[layer] = share[layer] > max(random.mean() + far, random.max())
+            clear[layer] |= share[layer] < min(random.mean() - far, random.min())
+    bounds = {"random_low": plain(low), "random_high": plain(high)}
+    return {"score": plain(share)} | bounds | {"clear": clear.tolist()}
 
 
 def _composition(stored: Stored) -> dict[str, Any]:
-    """Per kind the scores by chance, the bound that chance does not pass, the strongest pairs."""
+    """Per kind the scores by chance, the largest of them as bound, the strongest pairs."""
     found: dict[str, Any] = {}
     cells: list[tuple[int, Any, dict[str, np.ndarray]]] = [
         (c.coords["layer"], r.values, a) for c, r, a in stored if a and _is_pair_of_layers(c)
@@ -145,9 +149,7 @@ def _composition(stored: Stored) -> dict[str, Any]:
             continue
         mean = sum(null["sum"] for null in nulls) / n
         spread = math.sqrt(max(sum(null["squares"] for null in nulls) / n - mean**2, 0.0))
-        far = NormalDist().inv_cdf(1 - FALSE_SHARE / len(rows))
-        highest = max(null["highest"] for null in nulls if null["n"])
-        bound = max(mean + far * spread, highest)
+        bound = max(null["highest"] for null in nulls if null["n"])
         rows.sort(key=lambda row: (-row[0], row[1:]))
         found[kind] = {
             "pairs": len(rows),
@@ -196,7 +198,7 @@ def _strongest(cells: Any, kind: str) -> list[dict[str, Any]]:
 def _curves(doc: Mapping[str, Any], layers: Any, shape: tuple[int, int]) -> dict[str, Any]:
     """Which distance every head likes best, and the curves of those that like one most."""
     offsets = doc["settings"]["offsets"]
-    tables = {n: _table((*shape, offsets), layers, f"curve_{n}") for n in CURVES}
+    tables = {n: _table((*shape, offsets), layers, f"curve_{n}") for n in CURVE_FIELDS}
     known = np.asarray(np.isfinite(tables["mean"]).all(axis=2))
     peak = np.full(shape, np.nan)
     for at in map(tuple, np.argwhere(known)):

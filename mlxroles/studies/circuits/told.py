@@ -47,11 +47,14 @@ def _model(doc: Doc, side: str) -> Iterator[str]:
     if not heads:
         yield f"{of['name']}: no layer has heads whose weights could be read."
         return
-    most = ", ".join(head_name(i, h) for i, h, _ in best(of["copying"]["excess"], _NAMED))
-    least = ", ".join(head_name(i, h) for i, h, _ in best(of["copying"]["excess"], 1, least=True))
+    excess = of["copying"]["excess"]
+    most, least = (
+        ", ".join(head_name(i, h) for i, h, _ in best(excess, count, least=is_least))
+        for count, is_least in ((min(_NAMED, copying), False), (min(1, against), True))
+    )
     yield (
         f"{of['name']}: {copying} of {heads} heads make the tokens that they attend to likelier "
-        f"than any random pairing of tokens would{f' (most {most})' if copying else ''}, {against} "
+        f"than random pairings of tokens do{f' (most {most})' if copying else ''}, {against} "
         f"less likely{f' (most {least})' if against else ''}."
     )
     found = of["composition"]

@@ -20,8 +20,9 @@ from mlxroles.studies.subject import Subject
 
 RANDOM = 100
 """Heads of random numbers beside every layer's eigenvalue scores."""
-TURNS = 3
-"""Random turns of the stream beside every pair of layers."""
+TURNS = 19
+"""Random turns of the stream beside every pair of layers: the largest score of what is no more than
+one turn passes all that they give once in 20 times, whatever its distribution."""
 WHOLE = 2 << 30
 """Bytes of what all layers write up to which they are kept in float32."""
 

@@ -5,7 +5,7 @@ kept in ``offsets.h5``, a group per layer, and are not computed again for the sa
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from mlxroles.components.decomposition import Components
 from mlxroles.components.harvest_file import Harvest
 from mlxroles.components.maps import decomposable
 from mlxroles.errors import ModelError, SpecError
+from mlxroles.models.integrity import file_hash
 from mlxroles.plan import run_id
-from mlxroles.store.files import make_folder
+from mlxroles.store.files import make_folder, shown
 from mlxroles.studies.component_report import document, results
 from mlxroles.studies.component_report.layers import (
     ALIVE,
@@ -38,15 +39,26 @@ if TYPE_CHECKING:
 OFFSETS = "offsets.h5"
 
 
+def is_of(harvest: Harvest, ref: Path, components: Components) -> bool:
+    """Whether a harvest was made of this component file: of all its maps that it has."""
+    told = (harvest.about["components"] or {}).get("sha256")
+    if told and ref.is_file():
+        return told == file_hash(ref)
+    known = [key for key in harvest.keys if key in components.maps]
+    return bool(known) and all(harvest.map(key).n == components.maps[key].n for key in known)
+
+
 @dataclass(frozen=True)
 class ComponentReport:
     """A report that can be made.
 
     Raises:
-        SpecError: a layer without a decomposed map, or components of another model.
+        SpecError: a layer without a decomposed map, a harvest of other components, or components
+            of another model.
     """
 
     ref: Path
+    """The component file."""
     components: Components
     harvest: Harvest | None = None
     model: "Model | None" = None
@@ -60,9 +72,10 @@ class ComponentReport:
             raise SpecError(
                 f"no map of layer {unknown[0]} is decomposed; the file has layers {ranges(known)}"
             )
-        if self.harvest is not None and not {*self.harvest.keys} & {*self.components.maps}:
+        if self.harvest is not None and not is_of(self.harvest, self.ref, self.components):
             raise SpecError(
-                f"{self.harvest.path} harvested none of these maps; name the harvest of this file"
+                f"{shown(self.harvest.path)} is the harvest of other components than "
+                f"{shown(self.ref)}; make one with mlxroles components harvest"
             )
         if self.model is not None:
             file.fitted(self.components, self.model)
@@ -182,7 +195,7 @@ class ComponentReport:
             foreign = file.foreign(self.components, self.model)
             found += [foreign] if foreign else []
         told = self.components.meta.get("notes")
-        found += [str(text) for text in told] if isinstance(told, Sequence) else []
+        found += [str(text) for text in told] if isinstance(told, list) else []
         return found
 
     def _document(self, folder: Path, identity: str) -> dict[str, Any]:

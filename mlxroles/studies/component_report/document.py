@@ -11,12 +11,13 @@ import numpy as np
 from mlxroles.components.offsets import peaks
 from mlxroles.components.weights import shares
 from mlxroles.report.components.views import QK, LayerView, MapView, Story
+from mlxroles.text import safe_text
 
 LEADING = 24
 """Components of a map whose heads are told of, the most important first."""
 _PAIRS = 10
 COLUMNS = ("layer", "map", "component", "head", "quantity", "value", "null")
-PAIR_COLUMNS = ("layer", "q", "k", "offset", "peak", "head", "head_value")
+PAIR_COLUMNS = ("layer", "q", "k", "offset", "peak", "chance", "head", "head_value")
 
 
 def layer(view: LayerView) -> dict[str, Any]:
@@ -27,9 +28,15 @@ def layer(view: LayerView) -> dict[str, Any]:
         "n_alive": sum(int(m.alive.sum()) for m in view.maps),
         "maps": [_map(m) for m in view.maps],
         "pairs": [] if view.qk is None else list(_leading(view.qk, _PAIRS)),
-        "above": [] if view.qk is None else [float(x) for x in view.qk.above],
+        "chance": None if view.qk is None else _chance(view.qk),
         "stories": [_story(each) for each in view.stories],
     }
+
+
+def _chance(qk: QK) -> dict[str, Any]:
+    """Pairs beyond chance by head, what the most of any head is by chance, the largest peak."""
+    found = qk.chance
+    return {"above": found.above.tolist(), "most": found.most, "largest": found.of_all}
 
 
 def _map(found: MapView) -> dict[str, Any]:
@@ -72,6 +79,7 @@ def _story(found: Story) -> dict[str, Any]:
         return {
             "k": each.component,
             "peak": each.peak,
+            "chance": each.chance,
             "offset": each.offset,
             "head": each.head,
             "tokens": [text for text, _ in each.tokens.reads],
@@ -100,6 +108,7 @@ def _leading(qk: QK, most: int | None = None) -> Iterator[dict[str, Any]]:
             "k": int(qk.k[k]),
             "offset": int(qk.offsets[at[q, k]]),
             "peak": float(peak[q, k]),
+            "chance": float(qk.chance.of_query[q]),
             "head": head,
             "head_value": float(column[head]),
         }
@@ -111,8 +120,9 @@ def table(views: Sequence[MapView]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for found in views:
+        key = safe_text(found.key, limit=200)
         for c in range(len(found.norms)):
-            start = (found.layer, found.key, c)
+            start = (found.layer, key, c)
             for name, value, null in _numbers(found, c):
                 writer.writerow((*start, "", name, f"{value:.8g}", null))
             for name, by_head in (("head norm", found.head_norms), ("written", found.activity)):

@@ -82,7 +82,7 @@ def layer_view(sources: Sources, layer: int, known: offsets.Offsets | None = Non
     sources.forget()
     found = sources.of(layer)
     views = {name: map_view(sources, each) for name, each in found.items()}
-    qk = _qk(known, views, found) if known is not None else None
+    qk = _qk(known, views) if known is not None else None
     likeness = tuple(
         _likeness(found[one], found[other], views[one], views[other])
         for one, other in _READS
@@ -149,22 +149,19 @@ def contributions(sources: Sources, layer: int) -> offsets.Offsets | None:
         return None
     query, key = offsets.heads_of(found["q"], q), offsets.heads_of(found["k"], k)
     values = offsets.contributions(query, key, rotate, offsets.OFFSETS, scale)
-    above = offsets.share_above(
+    chance = offsets.chance(
         query, key, values, rotate, offsets.OFFSETS, scale=scale, seed=sources.seed
     )
     where = np.array(offsets.OFFSETS)
-    return offsets.Offsets(layer, q, k, where, values.astype(np.float32), above)
+    return offsets.Offsets(layer, q, k, where, values.astype(np.float32), chance)
 
 
-def _qk(
-    known: offsets.Offsets, views: Mapping[str, MapView], found: Mapping[str, Decomposition]
-) -> QK:
+def _qk(known: offsets.Offsets, views: Mapping[str, MapView]) -> QK:
     """Contributions as they act while both activations have the sign of their mean, if known."""
     values, (q, k) = known.values, (views[kind].signed for kind in "qk")
     if q is not None and k is not None:
         values = values * np.where(np.outer(q[known.q], k[known.k]) < 0, -1, 1).astype(np.float32)
-    group = found["q"].n_heads // found["k"].n_heads
-    return QK(known.q, known.k, known.offsets, values, known.above, group)
+    return QK(known.q, known.k, known.offsets, values, known.chance)
 
 
 def _likeness(
@@ -188,7 +185,8 @@ def _together(sources: Sources, first: MapView, second: MapView) -> Sequence[Tog
     rows, columns = first.top(MOST_IN_GRIDS), second.top(MOST_IN_GRIDS)
     n, pairs = sources.harvest.n_tokens, both[np.ix_(rows, columns)]
     found = coactivation(one.firing[rows], other.firing[columns], pairs, n)
-    return [Together(first.key, second.key, rows, columns, found, n)]
+    chance = weights.chance_cosine(n, found.phi.size)
+    return [Together(first.key, second.key, rows, columns, found, n, chance)]
 
 
 def _matrices(sources: Sources, found: Decomposition, view: MapView) -> Matrices:

@@ -86,6 +86,7 @@ def _partners(
         return Partner(
             key,
             float(peak[column]),
+            float(qk.chance.of_query[row]),
             int(qk.offsets[offset]),
             int(np.abs(curves[offset, :, column]).argmax()),
             curves[:, :, column],

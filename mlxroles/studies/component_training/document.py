@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ALIVE = 0.01
 """Mean importance on held-out text above which a component is alive."""
+NULLS = ("largest", "shuffled")
+"""Whose distance is compared with that by causal importance, batch by batch."""
 SCHEMA = f"mlxroles/{KIND}/1"
 
 Doc = dict[str, Any]
@@ -68,15 +70,12 @@ def log(folder: RunFolder, study: "Training") -> list[dict[str, float | None]]:
 
 def _learned(folder: RunFolder, study: "Training", facts: Mapping[str, Any]) -> Doc:
     """Means over held-out batches with their 95 % bootstrap intervals."""
-    records = folder.records()
-    cells = [cell.id for cell in study.cells if cell.coords["stage"] == "measure"]
-    rows = [records[name].values for name in cells]
-    arrays = [folder.arrays(name) for name in cells]
-    table = {name: np.array([row[name] for row in rows]) for name in (*DISTANCES, "active")}
-    table["shuffled - masked"] = table["shuffled"] - table["masked"]
+    (cell,) = (cell for cell in study.cells if cell.coords["stage"] == "measure")
+    arrays = folder.arrays(cell.id)
+    active, importance = arrays["active"], arrays["importance"]
+    table = {name: arrays[name] for name in DISTANCES} | {"active": active.sum(axis=1)}
+    table |= {f"{null} - masked": table[null] - table["masked"] for null in NULLS}
     found = {name: _interval(column, study.wishes.seed) for name, column in table.items()}
-    active = np.array([a["active"] for a in arrays])
-    importance = np.mean([a["importance"] for a in arrays], axis=0)
     ends = np.cumsum(list(facts["maps"].values()))[:-1]
     per_map = {}
     for n, (key, own) in enumerate(zip(facts["maps"], np.split(importance, ends), strict=True)):
@@ -84,9 +83,9 @@ def _learned(folder: RunFolder, study: "Training", facts: Mapping[str, Any]) -> 
             "components": facts["maps"][key],
             "active": _interval(active[:, n], study.wishes.seed),
             "alive": int((own > ALIVE).sum()),
-            "missing": float(arrays[0]["missing"][n]),
+            "missing": float(arrays["missing"][n]),
         }
-    return {"batches": len(rows), "measures": found, "maps": per_map}
+    return {"batches": len(active), "measures": found, "maps": per_map}
 
 
 def _interval(column: np.ndarray, seed: int) -> dict[str, float]:
@@ -99,21 +98,29 @@ def sentence(doc: Mapping[str, Any]) -> str:
     learned = doc.get("learned")
     if not learned:
         return f"The training of {doc['display']}'s components has not come to its end."
+    if doc["unexplained"] > 1:
+        return (
+            f"The components do not stand for {doc['display']}: they are further from its weights "
+            "than nothing would be; train longer, or at a lower --rate."
+        )
     own, n = learned["measures"], sum(doc["maps"].values())
-    clear = own["shuffled - masked"]["low"] > 0
+    clear = [own[f"{null} - masked"]["low"] > 0 for null in NULLS]
     verdict = (
-        "less than with the same importances on random components"
-        if clear
-        else "not clearly less than with the same importances on random components"
+        f"{_less(clear[0])} than with the same importances on the components with the largest "
+        f"outputs ({_of(own['largest'], 3)}), {_less(clear[1])} than on random ones "
+        f"({_of(own['shuffled'], 3)})"
     )
     alive = sum(m["alive"] for m in learned["maps"].values())
     return (
         f"Of {n} components of {len(doc['maps'])} maps of {doc['display']}, {alive} are alive on "
         f"held-out text and {_of(own['active'], 1)} important at a position; with these alone "
-        f"the next token is KL {_of(own['masked'], 3)} nats from the model's, {verdict} "
-        f"({_of(own['shuffled'], 3)}); the components leave out {doc['unexplained']:.2%} of the "
-        "weights' squares."
+        f"the next token is KL {_of(own['masked'], 3)} nats from the model's, {verdict}; the "
+        f"components leave out {doc['unexplained']:.2%} of the weights' squares."
     )
+
+
+def _less(clearly: bool) -> str:
+    return "less" if clearly else "not clearly less"
 
 
 def _of(value: Mapping[str, float], digits: int) -> str:

@@ -1,4 +1,4 @@
-"""The study: one cell per stretch of steps, then one per held-out batch.
+"""The study: one cell per stretch of steps, then one that measures on held-out text.
 
 The state of the training is one file in the run folder, written whole after every stretch and
 before the stretch's cell; a run that was killed goes on from it to the same numbers. At the end
@@ -21,11 +21,11 @@ from mlxroles.components.file import IN_RUN, identity, write
 from mlxroles.components.harvest_text import text_rows
 from mlxroles.components.maps import Map, decomposable
 from mlxroles.components.train import IMPORTANCE, Recipe, Trainer, random_key
-from mlxroles.components.train_data import Windows, cut
-from mlxroles.components.train_measures import measure, missing
+from mlxroles.components.train_data import MOST, Windows, cut
+from mlxroles.components.train_measures import DISTANCES, measure, missing
 from mlxroles.components.train_target import Target
 from mlxroles.detectors import pieces
-from mlxroles.errors import StoreError
+from mlxroles.errors import SpecError, StoreError
 from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.plan import cell_id, run_id
 from mlxroles.runner import Result
@@ -45,8 +45,6 @@ STRETCHES = 40
 """Into how many cells a training is cut."""
 LINES = 5
 """Lines of the log of a stretch at most, each a mean over steps."""
-BATCHES = 12
-"""Held-out batches that are measured."""
 PASSES, BACKWARD = 4, 3
 """Forward passes of a step, and how much longer one takes with the way back."""
 ROWS = 480
@@ -103,7 +101,7 @@ class Training:
         """Steps that are done after each stretch."""
         self.text = None if wishes.text is None else _digest(wishes.text)
         self.cells = [_cell(stage="train", step=end) for end in self.ends]
-        self.cells += [_cell(stage="measure", batch=n) for n in range(BATCHES)]
+        self.cells.append(_cell(stage="measure"))
         self._folder: Path | None = None
         self._made: _Begun | None = None
         self._log: dict[str, np.ndarray] = {}
@@ -130,12 +128,16 @@ class Training:
         yield
 
     def compute(self, batch: _Batch) -> Iterator[Result]:
-        """A stretch of training, or the measures of a held-out batch."""
+        """A stretch of training, or the measures.
+
+        Raises:
+            SpecError: the loss is no longer finite.
+        """
         cell = batch.cells[0]
         if cell.coords["stage"] == "train":
             yield self._trained(cell, self.ends.index(cell.coords["step"]))
         else:
-            yield self._measured(cell, cell.coords["batch"])
+            yield self._measured(cell)
 
     def _begun(self) -> _Begun:
         """Model, text and state, read once."""
@@ -189,7 +191,10 @@ class Training:
         before, end, windows = self.ends[n - 1] if n else 0, self.ends[n], self._begun().windows
         trainer = self._at(before)
         if trainer.step < end:
-            said = [trainer.advance(windows.training) for _ in range(trainer.step, end)]
+            try:
+                said = [trainer.advance(windows.training) for _ in range(trainer.step, end)]
+            except FloatingPointError as error:  # no later cell can do without this one
+                raise SpecError(str(error)) from None
             self._log[str(n)] = _lines(before, said)
             self._keep(trainer)
         lines = self._log[str(n)]
@@ -206,16 +211,19 @@ class Training:
         require_space(self._folder, len(data))
         write_atomic(self._folder / STATE, data)
 
-    def _measured(self, cell: Cell, n: int) -> Result:
-        trainer, windows = self._at(self.recipe.length), self._begun().windows
-        found = measure(trainer, windows.held_out(n), random_key(self.wishes.seed, 4, n))
-        arrays = {
-            "active": np.array(list(found.active.values())),
-            "importance": np.concatenate(list(found.importance.values())),
+    def _measured(self, cell: Cell) -> Result:
+        trainer, batches = self._at(self.recipe.length), self._begun().windows.held_out()
+        found = [
+            measure(trainer, batch, random_key(self.wishes.seed, 4, n))
+            for n, batch in enumerate(batches)
+        ]
+        arrays = {name: np.array([f.distances[name] for f in found]) for name in DISTANCES}
+        arrays |= {
+            "active": np.array([list(f.active.values()) for f in found]),
+            "importance": np.mean([np.concatenate(list(f.importance.values())) for f in found], 0),
             "missing": np.array(list(missing(trainer).values())),
         }
-        values = found.distances | {"active": sum(found.active.values())}
-        return Result(cell, values, arrays, tokens=5 * windows.batch * windows.width)
+        return Result(cell, {}, arrays, tokens=len(DISTANCES) * sum(b.size for b in batches))
 
     # --- document -----------------------------------------------------------------------------
 
@@ -293,7 +301,7 @@ class Training:
         steps = stretches / n_train * self.recipe.steps
         once = passes(of, rows=wishes.batch, length=wishes.length)
         reads = Work(unembeds=1, reads=wishes.batch * wishes.length)
-        measured = 6 * (len(cells) - stretches)
+        measured = (1 + len(DISTANCES)) * MOST * (len(cells) - stretches)
         work = (once + reads) * (PASSES * BACKWARD * steps + measured) + Work(cells=len(cells))
         return Task(results.KIND, self.subject, work + loads(self.subject, ["model"]), 1.0)
 

@@ -146,8 +146,7 @@ class Zeroing:
         """The measure with the heads at zero [prompt]; each set runs once."""
         key = (measure, *sorted(heads))
         if key not in self._zeroed:
-            found = self._of(measure).measure(of_heads(heads), How("zero"), is_watched=False)
-            self._zeroed[key] = found.measures[measure]
+            self._zeroed[key] = self._of(measure).levels(of_heads(heads), How("zero"))[measure]
         return self._zeroed[key]
 
     def change(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlxroles import stats
 from mlxroles.detectors import DETECTORS, Classes, Detection, Material, classify
-from mlxroles.detectors.classify import ANTI
+from mlxroles.detectors.classify import ANTI, LEVEL, bounds
 from mlxroles.events import Cell
 from mlxroles.heads import head_name
 from mlxroles.prompts import Tokenizer, token_texts
@@ -73,7 +73,7 @@ def build(
             if cell.coords["model"] == side and "class" in cell.coords and record.arrays
         ]
         if zeroed:
-            doc["causal"][side] = list(causal(zeroed, about["seed"]))
+            doc["causal"][side] = corrected(list(causal(zeroed, about["seed"])))
     if {"base", "instruct"} <= found.keys():
         doc["difference"] = _differences(doc, found["base"], found["instruct"])
         doc["changed"] = list(_changed(doc["models"]["base"], doc["models"]["instruct"]))
@@ -111,6 +111,7 @@ def _detector(
 ) -> dict[str, Any]:
     """One detector: means over rows with their intervals, what it marks, what else it knows."""
     scores, about = found.scores[name], DETECTORS[name]
+    low_all, high_all = bounds(scores.score, (1 - LEVEL) / (2 * max(classes.tests, 1)))
     made: dict[str, Any] = {
         "title": about.title,
         "what": about.what,
@@ -121,17 +122,17 @@ def _detector(
         "best": None if (best := found.best(name)) is None else list(best),
         "uniform": table(stats.nan_mean(scores.uniform)),
         "marked": classes.marked[name].tolist(),
-        "low_all": table(classes.low[name]),
-        "high_all": table(classes.high[name]),
+        "low_all": table(low_all),
+        "high_all": table(high_all),
     }
     if ANTI in classes.marked and name == "copying":
         made["anti"] = classes.marked[ANTI].tolist()
-    for key, values in (("score", scores.score), ("control", scores.control)):
-        rng = spread.generator(doc["seed"], side, name, key)
-        low, high = stats.bootstrap_mean_ci(values, rng)
-        start = "" if key == "score" else f"{key}_"
-        made |= {key: table(stats.nan_mean(values))}
-        made |= {f"{start}low": table(low), f"{start}high": table(high)}
+    both = np.stack([scores.score, np.broadcast_to(scores.control, scores.score.shape)], axis=1)
+    ends = stats.bootstrap_mean_ci(both, spread.generator(doc["seed"], side, name))
+    for key, start, mean, low, high in zip(
+        ("score", "control"), ("", "control_"), stats.nan_mean(both), *ends, strict=True
+    ):
+        made |= {key: table(mean), f"{start}low": table(low), f"{start}high": table(high)}
     return made | {key: table(stats.nan_mean(values)) for key, values in scores.more.items()}
 
 
@@ -157,12 +158,13 @@ def _profile(doc: Mapping[str, Any], side: str, found: Detection) -> dict[str, A
 
 def _differences(doc: Mapping[str, Any], base: Detection, instruct: Detection) -> dict[str, Any]:
     """Instruct less base of every score that both models have."""
-    made = {}
-    for name in (name for name in base.scores if name in instruct.scores):
-        both = [found.scores[name].score for found in (base, instruct)]
-        if both[0].shape == both[1].shape:
-            made[name] = difference(*both, spread.generator(doc["seed"], "difference", name))
-    return made
+    changed = {
+        name: instruct.scores[name].score - base.scores[name].score
+        for name in base.scores
+        if name in instruct.scores
+        and base.scores[name].score.shape == instruct.scores[name].score.shape
+    }
+    return differences(changed, doc["seed"])
 
 
 def _changed(base: Mapping[str, Any], instruct: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -195,19 +197,27 @@ def table(values: Numbers) -> list[list[float | None]]:
     return [[None if math.isnan(x) else float(f"{x:.6g}") for x in row] for row in values]
 
 
-def difference(base: Numbers, instruct: Numbers, rng: np.random.Generator) -> dict[str, Any]:
-    """Instruct less base, row by row [row, layer, head].
+def differences(changed: Mapping[str, Numbers], seed: int) -> dict[str, Any]:
+    """What became of every score, from its changes row by row [row, layer, head].
 
-    ``clear``: the sign-flip test over rows, corrected for all heads, and an interval without 0.
+    ``clear``: the sign-flip test over rows, corrected for all heads and scores together, and an
+    interval without 0.
     """
-    changed = instruct - base
-    value = stats.nan_mean(changed)
-    low, high = stats.bootstrap_mean_ci(changed, rng)
-    q = stats.benjamini_hochberg(stats.sign_flip_test(changed, rng))
-    with np.errstate(invalid="ignore"):
-        clear = (q < FALSE_SHARE) & ((low > 0) | (high < 0))
-    found = {"value": value, "low": low, "high": high, "q": q}
-    return {name: table(array) for name, array in found.items()} | {"clear": clear.tolist()}
+    ends, p = {}, {}
+    for name, rows in changed.items():
+        rng = spread.generator(seed, "difference", name)
+        ends[name] = stats.bootstrap_mean_ci(rows, rng)
+        p[name] = stats.sign_flip_test(rows, rng)
+    q = stats.benjamini_hochberg(np.concatenate([[], *(one.ravel() for one in p.values())]))
+    made, first = {}, 0
+    for name, rows in changed.items():
+        (low, high), own = ends[name], q[first : first + p[name].size].reshape(p[name].shape)
+        first += own.size
+        with np.errstate(invalid="ignore"):
+            clear = (own < FALSE_SHARE) & ((low > 0) | (high < 0))
+        found = {"value": stats.nan_mean(rows), "low": low, "high": high, "q": own}
+        made[name] = {key: table(array) for key, array in found.items()} | {"clear": clear.tolist()}
+    return made
 
 
 def causal(
@@ -229,6 +239,13 @@ def causal(
             _zeroed(one, coords, values, arrays, seed) for one in wanted if one.measure in arrays
         ]
         yield from sorted(rows, key=lambda row: not row["has_lead"])
+
+
+def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one model with ``q``: p corrected for all of its sets and measures."""
+    q = stats.benjamini_hochberg([math.nan if row["p"] is None else row["p"] for row in rows])
+    found = (None if math.isnan(one) else float(one) for one in q)
+    return [row | {"q": one} for row, one in zip(rows, found, strict=True)]
 
 
 def _zeroed(

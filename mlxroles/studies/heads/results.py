@@ -161,6 +161,7 @@ def causal_rows(doc: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "random_min": min(drawn, default=None),
                 "random_max": max(drawn, default=None),
                 "p": row["p"],
+                "q": row["q"],
                 "confirmed": int(row["confirmed"]),
             }
 

@@ -56,15 +56,22 @@ def best(detection: Detection, count: int) -> list[tuple[int, int, str]]:
 
 def by_class(detection: Detection, classes: Classes) -> dict[str, list[tuple[int, int]]]:
     """Class -> its heads (layer, head), as first or as another one, the highest scores first."""
-    found = {}
-    for name in CLASSES:
-        means = [scores.mean for key, scores in detection.scores.items() if _is_of(name, key)]
-        sign = -1 if name == ANTI else 1
-        heads = classes.heads(name)
-        found[name] = sorted(
-            heads, key=lambda at: (-max(sign * float(mean[at]) for mean in means), at)
+    return {
+        name: sorted(
+            classes.heads(name), key=lambda at: (-_judged(name, at, detection, classes), at)
         )
-    return found
+        for name in CLASSES
+    }
+
+
+def _judged(name: str, at: tuple[int, int], detection: Detection, classes: Classes) -> float:
+    """The mean score by which a head is of a class: of the first detector that marks it."""
+    sign = -1 if name == ANTI else 1
+    return next(
+        sign * float(scores.mean[at])
+        for key, scores in detection.scores.items()
+        if _is_of(name, key) and classes.marked[ANTI if name == ANTI else key][at]
+    )
 
 
 def _is_of(name: str, detector: str) -> bool:

@@ -22,7 +22,7 @@ NAMES = {
 ALWAYS = ("previous", "induction")
 """Classes of which a sentence says that there is none."""
 LOSS, NO_LEAD = "text_loss", "; it has no repetition gain to lose"
-SHOWN = 3
+SHOWN = 2
 """Heads of a class that a sentence names."""
 
 Doc = Mapping[str, Any]
@@ -49,25 +49,26 @@ def _found(of: Doc) -> str:
         elif name in ALWAYS and heads:
             parts.append(_named(of, name, heads))
         elif heads:
-            others.append(f"{len(heads)} {word} ({heads[0]}{', …' * (len(heads) > 1)})")
+            others.append(f"{len(heads)} {word}")
     rest = sum(c == "none" for line in of["classes"] for c in line)
     total = sum(c is not None for line in of["classes"] for c in line)
     also = [f"also {', '.join(others)}"] if others else []
     return "; ".join([*parts, *also, f"{rest} of {total} heads are of no class"])
 
 
-def score_of(of: Doc, name: str, head: str) -> float | None:
-    """The largest score of a head (L5H8) among the detectors of a class."""
+def _score_of(of: Doc, name: str, head: str) -> float:
+    """The score of a head (L5H8) by the first detector of a class that marks it."""
     (layer, column), *_ = parse_heads(head)
-    wanted = "copying" if name == "anti_copying" else name
-    tables = [one["score"] for one in of["detectors"].values() if one["class"] == wanted]
-    known = [t[layer][column] for t in tables if t[layer][column] is not None]
-    return max(known, default=None)
+    key, wanted = ("anti", "copying") if name == "anti_copying" else ("marked", name)
+    return next(
+        one["score"][layer][column]
+        for one in of["detectors"].values()
+        if one["class"] == wanted and one[key][layer][column]
+    )
 
 
 def _named(of: Doc, name: str, heads: Sequence[str]) -> str:
-    scores = {head: score_of(of, name, head) for head in heads[:SHOWN]}
-    shown = ", ".join(h if x is None else f"{h} {x:.2f}" for h, x in scores.items())
+    shown = ", ".join(f"{head} {_score_of(of, name, head):.2f}" for head in heads[:SHOWN])
     more = f" and {len(heads) - SHOWN} more" if len(heads) > SHOWN else ""
     return f"{len(heads)} {NAMES.get(name, name)} head{'s' * (len(heads) > 1)} ({shown}{more})"
 
@@ -96,34 +97,30 @@ def _causal(rows: Sequence[Doc]) -> str:
     for row in rows:
         if row["set"] == "all":
             seen.setdefault(row["class"], row)
-    parts = [_did(row) for row in seen.values() if row["class"] in ALWAYS]
+    told: dict[str, list[str]] = {}
+    for row in (row for row in seen.values() if row["class"] in ALWAYS):
+        start = f"Zeroing moves {row['words']} of {row['clean']:.2f} {row['unit']} by "
+        told.setdefault(start, []).append(_did(row))
+    parts = [start + " and by ".join(found) for start, found in told.items()]
     others = [row for row in seen.values() if row["class"] not in ALWAYS]
-    good = [NAMES.get(row["class"], row["class"]) for row in others if row["confirmed"]]
-    poor = [NAMES.get(row["class"], row["class"]) for row in others if not row["confirmed"]]
-    if good:
-        parts.append(f"zeroing also confirms the {_and(good)} heads")
-    if poor:
-        parts.append(f"it does not confirm the {_and(poor)} heads")
-    return "".join(f" {part[:1].upper()}{part[1:]}." for part in parts)
+    for word, is_good in (("Also confirmed", True), ("Not confirmed", False)):
+        names = [NAMES.get(r["class"], r["class"]) for r in others if r["confirmed"] == is_good]
+        parts += [f"{word}: {_and(names)} heads"] if names else []
+    return "".join(f" {part}." for part in parts)
 
 
 def _did(row: Doc) -> str:
-    heads = len(row["heads"])
-    name = NAMES.get(row["class"], row["class"])
-    what = f"the {name} head {row['heads'][0]}" if heads == 1 else f"{heads} {name} heads"
-    bounds = f"[{signed(row['low'])}, {signed(row['high'])}]"
-    moved = f"zeroing {what} moves {row['words']} by {signed(row['change'])} {row['unit']} {bounds}"
-    moved += f" from {row['clean']:.2f}"
+    heads, name = len(row["heads"]), NAMES.get(row["class"], row["class"])
+    what = f"{name} head" if heads == 1 else f"{heads} {name} heads"
+    moved = f"{signed(row['change'])} [{signed(row['low'])}, {signed(row['high'])}] without "
+    moved += f"the {what}" if heads == 1 else what
     drawn = row["random"]
     if not drawn:
-        return f"{moved}; there are no other heads to compare them with"
+        return f"{moved} (there are no other heads to compare them with)"
     sets = "set" if len(drawn) == 1 else "sets"
-    span = f"{signed(min(drawn))} to {signed(max(drawn))}"
     verdict = "confirmed" if row["confirmed"] else "not confirmed"
     verdict += "" if row["measure"] != LOSS or row["class"] not in ALWAYS else NO_LEAD
-    return (
-        f"{moved}; {len(drawn)} random {sets} of other heads {span} (p = {row['p']:.2g}, {verdict})"
-    )
+    return f"{moved} (random {sets} {signed(min(drawn))} to {signed(max(drawn))}: {verdict})"
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -132,7 +129,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def _difference(doc: Doc) -> str:
-    """The clear changes of attention from base to instruct, the largest named."""
+    """How many heads are of other classes in instruct, and the largest clear change."""
     found = doc["difference"]
     rows = [
         (abs(of["value"][i][h]), name, i, h)
@@ -144,14 +141,14 @@ def _difference(doc: Doc) -> str:
     if not rows:
         return "Attention differs clearly between base and instruct in no head."
     _, name, i, h = max(rows)
-    of, heads = found[name], {(i, h) for _, _, i, h in rows}
+    of, count = found[name], len(doc["changed"])
     value, low, high = (of[key][i][h] for key in ("value", "low", "high"))
     label = doc["models"]["base"]["detectors"][name]["class"]
     return (
-        f"Attention differs clearly between base and instruct in {_heads(len(heads))}, the most in "
-        f"{head_name(i, h)}: its {NAMES.get(label, label)} score by "
-        f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]; "
-        f"{_heads(len(doc['changed']))} change class."
+        f"From base to instruct {_heads(count)} {'change' if count != 1 else 'changes'} class; "
+        f"the largest clear change of attention is {signed(value, 3)} "
+        f"[{signed(low, 3)}, {signed(high, 3)}], {NAMES.get(label, label)} score of "
+        f"{head_name(i, h)}."
     )
 
 
