@@ -90,6 +90,8 @@ def test_the_document_holds_what_the_functions_return(ran, model):
     curve = of["curves"]["shown"][0]
     assert (curve["head"], int(np.argmax(curve["mean"]))) == ("L3H6", 1)
     assert of["curves"]["clear"][3][6]
+    above = max(curve["mean"]) - np.median(curve["mean"])
+    assert of["curves"]["peak"][3][6] == pytest.approx(above / np.median(curve["spread"]))
 
 
 def composition_turns(reduced, seed):
@@ -165,6 +167,10 @@ def test_everything_is_written_and_made_again_from_what_is_stored(ran, drawn, ca
     scores = [r for r in rows if r["model"] == "base" and r["measure"] == "copying"]
     assert len(scores) == 40
     assert float(scores[3]["value"]) == doc["models"]["base"]["copying"]["score"][0][3]
+    curves = doc["models"]["instruct"]["curves"]
+    for measure, name in (("best_distance", "peak_offset"), ("best_distance_peak", "peak")):
+        of = [r for r in rows if (r["model"], r["measure"]) == ("instruct", measure)]
+        assert [float(r["value"]) for r in of] == [v for line in curves[name] for v in line]
     with h5py.File(folder / "run.h5") as file:
         assert file["composition_q"].shape == (2, 5, 4, 8, 8)
         assert file["curve_mean"].shape == (2, 5, 8, 24)

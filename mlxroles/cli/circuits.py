@@ -7,16 +7,8 @@ import click
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import chosen_subject, model_or_pair_options, trust_option
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import (
-    drift_option,
-    exit_status,
-    open_report,
-    place,
-    say_time,
-    show,
-    show_files,
-)
+from mlxroles.cli.output import print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 
@@ -68,7 +60,7 @@ def command(**given: Any) -> int:
     study = Circuits(subject, options)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
-    return _run(study, given)
+    return run_study(study, given, _tell)
 
 
 _WITHOUT_PROMPTS = {"resident": 1, "template": "instruct", "allow_window_mismatch": False}
@@ -103,21 +95,10 @@ def _plan_lines(plan: dict[str, Any]) -> None:
     print_time(plan)
 
 
-def _run(study: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
+    from mlxroles.dashboard.circuits_tables import circuits_tables
+    from mlxroles.studies.circuits.results import FILES
 
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        from mlxroles.dashboard.circuits_tables import circuits_tables
-        from mlxroles.studies.circuits.results import FILES
-
-        if doc["models"]:
-            show(circuits_tables(doc), plain=given["plain"])
-        show_files(doc["run"], *FILES)
-    say_time(doc)
-    if not given["as_json"]:
-        open_report(doc["run"], given)
-    return exit_status(finished, given)
+    if doc["models"]:
+        show(circuits_tables(doc), plain=given["plain"])
+    show_files(doc["run"], *FILES)

@@ -10,8 +10,8 @@ from mlxroles.cli.components import named_kinds
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import chosen_subject, model_options
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import note, print_json, print_time
-from mlxroles.cli.results import drift_option, exit_status, place, say_time, show, show_files
+from mlxroles.cli.output import note, print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 FILES = (
@@ -115,7 +115,7 @@ def command(**given: Any) -> int:
     study = _study(given)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
-    return _run(study, given)
+    return run_study(study, given, _tell)
 
 
 def _study(given: dict[str, Any]) -> Any:
@@ -152,21 +152,7 @@ def _plan_lines(plan: dict[str, Any]) -> None:
     print_time(plan)
 
 
-def _run(study: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
-
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        _show(doc, given)
-    say_time(doc)
-    return exit_status(finished, given)
-
-
-def _show(doc: dict[str, Any], given: dict[str, Any]) -> None:
-    """Prints what was learned and the paths."""
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
     from mlxroles.dashboard.training_tables import training_tables
 
     show(training_tables(doc), plain=given["plain"])

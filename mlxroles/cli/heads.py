@@ -12,16 +12,8 @@ from mlxroles.cli.inputs import (
     two_model_options,
 )
 from mlxroles.cli.options import run_options
-from mlxroles.cli.output import print_json, print_time
-from mlxroles.cli.results import (
-    drift_option,
-    exit_status,
-    open_report,
-    place,
-    say_time,
-    show,
-    show_files,
-)
+from mlxroles.cli.output import print_time
+from mlxroles.cli.results import drift_option, run_study, show, show_files
 from mlxroles.text import format_bytes
 
 SEQUENCES, LENGTH = 32, 256
@@ -87,7 +79,7 @@ def command(**given: Any) -> int:
     study = Heads(subject, options)
     if given["dry_run"]:
         return show_plan(study, _plan_lines, as_json=given["as_json"])
-    return _run(study, given)
+    return run_study(study, given, _tell)
 
 
 def _plan_lines(plan: dict[str, Any]) -> None:
@@ -102,17 +94,8 @@ def _plan_lines(plan: dict[str, Any]) -> None:
     print_time(plan)
 
 
-def _run(study: Any, given: dict[str, Any]) -> int:
-    from mlxroles.cli.progress import progress
+def _tell(doc: dict[str, Any], given: dict[str, Any]) -> None:
     from mlxroles.studies.heads.results import FILES, tables
 
-    with progress(plain=given["plain"]) as emit:
-        doc, finished = study.run(emit, place(given))
-    if given["as_json"]:
-        print_json(doc)
-    else:
-        show(tables(doc), plain=given["plain"])
-        show_files(doc["run"], *FILES)
-    open_report(doc["run"], given)
-    say_time(doc)
-    return exit_status(finished, given)
+    show(tables(doc), plain=given["plain"])
+    show_files(doc["run"], *FILES)
