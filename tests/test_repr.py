@@ -9,9 +9,9 @@ from tiny_models import tiny, tiny_llama
 import mlxroles
 from mlxroles import notebook
 from mlxroles.backend import mx
+from mlxroles.detectors import head_scores, repeated
 from mlxroles.edits import DERIVED, SITES
 from mlxroles.forward import Run
-from mlxroles.detectors import head_scores, repeated
 from mlxroles.models.load import wrap
 from mlxroles.text import ranges
 
