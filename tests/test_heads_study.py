@@ -341,6 +341,7 @@ def test_a_run_goes_on_from_what_is_stored_to_the_same_document(run, tmp_path, m
     [
         (("--text", "nowhere.txt"), "no such file"),
         (("--text", "notepad"), "holds conversations or ids"),
+        (("--text", "novel"), "there is no text file novel"),
         (("--text", "a few words"), "give a longer text"),
         (("--sequences", "2", "--length", "15"), "15 is not in the range"),
     ],

@@ -39,7 +39,7 @@ class Options:
     """What is measured.
 
     Args:
-        text: A text, file or packaged name for the scores on text; None for generated English.
+        text: A file or packaged name for the scores on text; None for generated English.
         sequences: Rows of tokens of every kind.
         length: Tokens of a row at most.
         causal: Whether marked heads are set to zero.
@@ -237,4 +237,6 @@ def _text(source: str) -> str:
             f"{safe_text(source, limit=80)} holds conversations or ids; give a text (.txt) or a "
             "set of texts"
         )
+    if found == [source] and len(source.split()) == 1:
+        raise PromptError(f"there is no text file {safe_text(source, limit=80)}")
     return "\n\n".join(str(text) for text in found)
