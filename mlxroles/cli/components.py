@@ -4,6 +4,7 @@ The commands that make and show component files are here; each of the others liv
 its own, ``components_NAME``, that is imported when it is called.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,20 +83,32 @@ def named_kinds(ctx: click.Context, param: click.Parameter, value: str | None) -
     return named
 
 
+def map_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Adds ``--model``, ``--maps`` and ``--layers``: which maps are decomposed."""
+    options = (
+        click.option(
+            "--model", "model_ref", metavar="DIR", required=True, help="A folder or Hub id."
+        ),
+        click.option(
+            "--maps",
+            "kinds",
+            metavar="q,k,v,o,mlp",
+            callback=named_kinds,
+            help="Which linear maps of a layer.  [default: all of these]",
+        ),
+        click.option("--layers", metavar="A-B|A,B|A", help="Which layers.  [default: all]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 fresh_option = click.option("--fresh", is_flag=True, help="Write over a file that is there.")
 
 
 @command.command("svd", short_help="Make components of a model at once, by singular values.")
 @click.argument("file", metavar="FILE", callback=_file)
-@click.option("--model", "model_ref", metavar="DIR", required=True, help="A folder or Hub id.")
-@click.option(
-    "--maps",
-    "kinds",
-    metavar="q,k,v,o,mlp",
-    callback=named_kinds,
-    help="Which linear maps of a layer.  [default: all of these]",
-)
-@click.option("--layers", metavar="A-B|A,B|A", help="Which layers.  [default: all]")
+@map_options
 @click.option(
     "--rank",
     type=click.IntRange(min=1),

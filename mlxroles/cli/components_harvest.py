@@ -24,15 +24,20 @@ def _number(_: click.Context, __: click.Parameter, value: float | None) -> float
     return value
 
 
+def of_model(command: Callable[..., object]) -> Callable[..., object]:
+    """Adds the component file and ``--model``, the model that it is of."""
+    model = click.option(
+        "--model",
+        "model_ref",
+        required=True,
+        metavar="DIR|PAIR/SIDE",
+        help="The model that the components are of: a folder, a Hub id or tiny/base.",
+    )
+    return click.argument("file", type=click.Path(path_type=Path))(model(command))
+
+
 @click.command("harvest")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    "model_ref",
-    required=True,
-    metavar="DIR|PAIR/SIDE",
-    help="The model that the components are of: a folder, a Hub id or tiny/base.",
-)
+@of_model
 @click.option(
     "--text",
     type=click.Path(path_type=Path),

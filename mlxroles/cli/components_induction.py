@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.components_harvest import bar, component_file, loaded, named
+from mlxroles.cli.components_harvest import bar, component_file, loaded, named, of_model
 from mlxroles.cli.inputs import model_options
 from mlxroles.cli.options import json_option, plain_option, seed_option
 from mlxroles.cli.output import print_json
@@ -14,14 +14,7 @@ from mlxroles.text import safe_text
 
 
 @click.command("induction")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    "model_ref",
-    required=True,
-    metavar="DIR|PAIR/SIDE",
-    help="The model that the components are of: a folder, a Hub id or tiny/base.",
-)
+@of_model
 @click.option(
     "--head",
     metavar="L2H5",

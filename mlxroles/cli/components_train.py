@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlxroles.cli.components import named_kinds
+from mlxroles.cli.components import map_options
 from mlxroles.cli.dry_run import show_plan
 from mlxroles.cli.inputs import chosen_subject, model_options
 from mlxroles.cli.options import run_options
@@ -35,15 +35,7 @@ def _finite(_ctx: click.Context, _option: click.Parameter, value: float) -> floa
 
 
 @click.command("train")
-@click.option("--model", "model_ref", metavar="DIR", required=True, help="A folder or Hub id.")
-@click.option(
-    "--maps",
-    "kinds",
-    metavar="q,k,v,o,mlp",
-    callback=named_kinds,
-    help="Which linear maps of a layer.  [default: all of these]",
-)
-@click.option("--layers", metavar="A-B|A,B|A", help="Which layers.  [default: all]")
+@map_options
 @click.option(
     "--text",
     type=click.Path(path_type=Path),

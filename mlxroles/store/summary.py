@@ -27,3 +27,12 @@ def notes_of(folder: RunFolder, notes: Iterable[str], key: str = "notes") -> lis
     found = read_summary(folder.path).get(key)
     earlier = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
     return list(dict.fromkeys([*earlier, *folder.notes, *notes]))
+
+
+def failed_cells(folder: RunFolder) -> list[dict[str, Any]]:
+    """Id and error of every cell that is recorded as failed."""
+    return [
+        {"cell": record.id, "error": record.error}
+        for record in folder.records().values()
+        if record.status != "ok"
+    ]

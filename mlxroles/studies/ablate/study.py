@@ -14,7 +14,7 @@ from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.plan import cell_id, parse_positions, run_id
 from mlxroles.probes import Targets
 from mlxroles.store.folder import RunFolder
-from mlxroles.store.summary import SUMMARY, notes_of
+from mlxroles.store.summary import SUMMARY, failed_cells, notes_of
 from mlxroles.studies import together
 from mlxroles.studies.ablate import document
 from mlxroles.studies.ablate.ablation import Ablation
@@ -196,11 +196,6 @@ class Ablate:
 
     def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
         options = self.options
-        failed = [
-            {"cell": record.id, "error": record.error}
-            for record in folder.records().values()
-            if record.status != "ok"
-        ]
         about = {
             "schema": document.SCHEMA,
             "kind": "ablate",
@@ -226,7 +221,7 @@ class Ablate:
             {key: (a.name, a.kind, a.is_joint) for key, a in self.by_key.items()},
         ) | {
             "interrupted": finished.interrupted,
-            "failed_cells": failed,
+            "failed_cells": failed_cells(folder),
             "notes": notes_of(folder, self.subject.notes),
             "timestamp": now(),
             "versions": versions(),

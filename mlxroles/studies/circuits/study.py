@@ -13,7 +13,7 @@ from mlxroles.heads import check_head, head_name
 from mlxroles.plan import cell_id, run_id
 from mlxroles.prompts import token_texts
 from mlxroles.store.folder import RunFolder
-from mlxroles.store.summary import notes_of
+from mlxroles.store.summary import failed_cells, notes_of
 from mlxroles.studies import together
 from mlxroles.studies.circuits import document, results
 from mlxroles.studies.circuits.work import RANDOM, TURNS, CircuitsWork, Options
@@ -104,11 +104,6 @@ class Circuits:
         return f"circuits {self.subject.display}"
 
     def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
-        failed = [
-            {"cell": record.id, "error": record.error}
-            for record in folder.records().values()
-            if record.status != "ok"
-        ]
         about = {
             "schema": document.SCHEMA,
             "kind": "circuits",
@@ -122,7 +117,7 @@ class Circuits:
         }
         return document.build(about, folder, self.cells, self._texts(folder)) | {
             "interrupted": finished.interrupted,
-            "failed_cells": failed,
+            "failed_cells": failed_cells(folder),
             "notes": notes_of(folder, self.subject.notes),
             "timestamp": now(),
             "versions": versions(),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mlxroles.components import offsets, weights
 from mlxroles.components.counts import coactivation
 from mlxroles.components.decomposition import Decomposition
-from mlxroles.components.harvest_file import Harvest, MapHarvest
+from mlxroles.components.harvest_file import ALIVE, Harvest, MapHarvest
 from mlxroles.report.components.views import (
     QK,
     LayerView,
@@ -23,8 +23,6 @@ from mlxroles.studies.component_report.story import stories
 
 Numbers = NDArray[np.float64]
 
-ALIVE = 0.01
-"""Mean importance above which a component counts; without a harvest, share of the largest norm."""
 MOST_IN_QK, MOST_IN_GRIDS, MOST_AS_MATRICES = 24, 16, 6
 """Components of a map, the most important first, that go into each kind of figure."""
 _PIXELS = 48

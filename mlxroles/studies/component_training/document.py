@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlxroles import stats
+from mlxroles.components.harvest_file import ALIVE
 from mlxroles.components.train_measures import DISTANCES
 from mlxroles.events import RunFinished
 from mlxroles.store.folder import RunFolder
@@ -16,8 +17,6 @@ from mlxroles.versions import now, versions
 if TYPE_CHECKING:
     from mlxroles.studies.component_training.study import Training
 
-ALIVE = 0.01
-"""Mean importance on held-out text above which a component is alive."""
 NULLS = ("largest", "shuffled")
 """Whose distance is compared with that by causal importance, batch by batch."""
 SCHEMA = f"mlxroles/{KIND}/1"

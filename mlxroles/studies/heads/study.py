@@ -14,7 +14,7 @@ from mlxroles.events import Cell, Emit, RunFinished
 from mlxroles.plan import cell_id, run_id
 from mlxroles.prompts import load_prompts
 from mlxroles.store.folder import RunFolder
-from mlxroles.store.summary import notes_of
+from mlxroles.store.summary import failed_cells, notes_of
 from mlxroles.studies import together
 from mlxroles.studies.heads import document, results
 from mlxroles.studies.heads.causal import ALONE, RANDOM, SETS, TOGETHER
@@ -158,11 +158,6 @@ class Heads:
         }
 
     def _document(self, folder: RunFolder, finished: RunFinished) -> dict[str, Any]:
-        failed = [
-            {"cell": record.id, "error": record.error}
-            for record in folder.records().values()
-            if record.status != "ok"
-        ]
         about = {
             "schema": document.SCHEMA,
             "kind": "heads",
@@ -178,7 +173,7 @@ class Heads:
         }
         return document.build(about, folder, self.cells, self.material, self.subject.tokenizer) | {
             "interrupted": finished.interrupted,
-            "failed_cells": failed,
+            "failed_cells": failed_cells(folder),
             "timestamp": now(),
             "versions": versions(),
         }
